@@ -1,0 +1,1 @@
+"""Samples, shards, order, images and the loader."""

@@ -1,0 +1,1 @@
+"""Image-text dual encoders on open_clip, timm and transformers towers."""

@@ -1,0 +1,1 @@
+"""From images, tables and drawings to clean WebDataset shards."""

