@@ -105,5 +105,5 @@ def _plain(node: yaml.Node, loader: yaml.SafeLoader, keys: Keys, source: YamlSou
 
 
 def _scalar(loader: yaml.SafeLoader, node: yaml.Node) -> Any:
-    construct: Callable[[yaml.Node], Any] = loader.construct_object  # pyright: ignore[reportUnknownMemberType]
+    construct: Callable[[yaml.Node], Any] = loader.construct_object  # pyright: ignore
     return construct(node)

