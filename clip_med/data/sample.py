@@ -1,0 +1,197 @@
+"""The sample: one image, its captions and a fixed list of coded fields, as WebDataset members. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+IMAGE_SUFFIXES: Final = ("jpg", "png", "jpeg", "webp")
+_TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
+_OPTIONAL_TEXT: Final = ("view", "study")
+
+
+class SampleError(ValueError):
+    """A sample that breaks the contract; the message names its source, its key and the field."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with its captions and coded fields; the only fields that a shard may carry.
+
+    `key` and `group` are keyed hashes, never identifiers from the source. `captions` holds at least one non-empty
+    string; `labels` may be empty. `spacing_mm` is the pixel (or voxel) spacing in millimetres.
+
+    Raises:
+        SampleError: names the key and the field that is missing or malformed.
+
+    Example:
+        >>> Sample(key="k1", image=b"...", image_suffix="jpg", captions=("A normal retina.",), modality="fundus",
+        ...        dataset="demo", group="g1", split="train").members()["txt"]
+        b'A normal retina.'
+    """
+
+    key: str
+    image: bytes
+    image_suffix: str
+    captions: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    modality: str
+    dataset: str
+    group: str
+    split: str
+    spacing_mm: tuple[float, ...] | None = None
+    view: str | None = None
+    study: str | None = None
+    provenance: Mapping[str, str] | None = None
+
+    def __post_init__(self) -> None:
+        # webdataset ends a key at its first dot and a member name at its first slash.
+        if not self.key or any(c in "./\\" or c.isspace() for c in self.key):
+            raise SampleError(f"key {self.key!r}: must be non-empty and without dots, slashes and white space")
+        if self.image_suffix not in IMAGE_SUFFIXES:
+            raise SampleError(f"{self.key}: image_suffix {self.image_suffix!r}: one of {', '.join(IMAGE_SUFFIXES)}")
+        if not self.captions or not all(caption.strip() for caption in self.captions):
+            raise SampleError(f"{self.key}: captions must be one or more non-empty strings, got {self.captions!r}")
+        if not all(label.strip() for label in self.labels):
+            raise SampleError(f"{self.key}: labels must be non-empty strings, got {self.labels!r}")
+        for name in _TEXT_FIELDS:
+            if not getattr(self, name).strip():
+                raise SampleError(f"{self.key}: {name} is empty")
+
+    def members(self) -> dict[str, bytes]:
+        """The sample's files by suffix, in tar order: the image, `json`, and `txt` with the first caption.
+
+        Raises:
+            SampleError: the image is empty.
+        """
+        if not self.image:
+            raise SampleError(f"{self.key}: the image is empty (0 bytes)")
+        fields: dict[str, Any] = {
+            "captions": list(self.captions),
+            "labels": list(self.labels),
+            **{name: getattr(self, name) for name in _TEXT_FIELDS},
+        }
+        if self.spacing_mm is not None:
+            fields["spacing_mm"] = list(self.spacing_mm)
+        if self.provenance is not None:
+            fields["provenance"] = dict(self.provenance)
+        fields |= {name: getattr(self, name) for name in _OPTIONAL_TEXT if getattr(self, name) is not None}
+        text = json.dumps(fields, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return {self.image_suffix: self.image, "json": text.encode(), "txt": self.captions[0].encode()}
+
+
+def keyed_hash(secret: bytes, *parts: str, length: int = 24) -> str:
+    """Hexadecimal BLAKE2b keyed with `secret` (1 to 64 bytes) of the parts, `length` digits (4 bits each).
+
+    Each part is preceded by its length, so that ("ab", "c") and ("a", "bc") differ.
+
+    Raises:
+        ValueError: `secret` or `length` (2 to 128, even) out of range.
+
+    Example:
+        >>> keyed_hash(b"secret", "patient", "7") == keyed_hash(b"secret", "patient7")
+        False
+    """
+    if not 1 <= len(secret) <= 64:
+        raise ValueError(f"secret must have 1 to 64 bytes, got {len(secret)}")
+    if not 2 <= length <= 128 or length % 2:
+        raise ValueError(f"length must be an even number of digits from 2 to 128, got {length}")
+    digest = hashlib.blake2b(key=secret, digest_size=length // 2)
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> Sample:
+    """Build a sample from its files; reads our own members and those of open_clip and img2dataset.
+
+    Files written by others carry only a caption (`txt`, or `caption` in `json`): modality, dataset and split are
+    then "unknown", and the group is the key, so that no two samples share one.
+
+    Raises:
+        SampleError: no image or no caption, JSON that is damaged or has a field of the wrong type; names `source`.
+
+    Example:
+        >>> sample_from_members("7", {"png": b"...", "txt": b"A cyst."}, "a.tar").captions
+        ('A cyst.',)
+    """
+    suffix = next((s for s in IMAGE_SUFFIXES if s in members), None)
+    if suffix is None:
+        found = ", ".join(members) or "nothing"
+        raise SampleError(
+            f"{source}: {key}: no image among its members ({found}); expected {', '.join(IMAGE_SUFFIXES)}"
+        )
+    try:
+        fields = _json_fields(members["json"]) if "json" in members else {}
+        captions = _strings(fields, "captions") or _strings(fields, "caption")
+        if not captions and "txt" in members:
+            captions = (members["txt"].decode("utf-8"),)
+        return Sample(
+            key=key,
+            image=members[suffix],
+            image_suffix=suffix,
+            captions=captions,
+            labels=_strings(fields, "labels"),
+            modality=_text(fields, "modality") or "unknown",
+            dataset=_text(fields, "dataset") or "unknown",
+            group=_text(fields, "group") or key,
+            split=_text(fields, "split") or "unknown",
+            spacing_mm=_numbers(fields, "spacing_mm"),
+            view=_text(fields, "view"),
+            study=_text(fields, "study"),
+            provenance=_mapping(fields, "provenance"),
+        )
+    except UnicodeDecodeError as error:
+        raise SampleError(f"{source}: {key}: text is not UTF-8: {error}") from error
+    except SampleError as error:
+        raise SampleError(f"{source}: {error}") from error
+
+
+def _json_fields(data: bytes) -> dict[str, Any]:
+    try:
+        fields: object = json.loads(data.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise SampleError(f"json: damaged: {error}") from error
+    if not isinstance(fields, dict):
+        raise SampleError(f"json: expected an object, got {type(fields).__name__}")
+    return cast(dict[str, Any], fields)
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str | None:
+    value = fields.get(name)
+    if value is not None and not isinstance(value, str):
+        raise SampleError(f"json: {name} must be a string, got {value!r}")
+    return value
+
+
+def _strings(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    value: object = fields.get(name)
+    items = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in cast(list[object], items)):
+        raise SampleError(f"json: {name} must be a list of strings, got {value!r}")
+    return tuple(cast(list[str], items))
+
+
+def _numbers(fields: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
+    value: object = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in cast(list[object], value)):
+        raise SampleError(f"json: {name} must be a list of numbers, got {value!r}")
+    return tuple(float(item) for item in cast(list[float], value))
+
+
+def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, str] | None:
+    value: object = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not all(isinstance(v, str) for v in cast(dict[str, object], value).values()):
+        raise SampleError(f"json: {name} must be an object of strings, got {value!r}")
+    return cast(dict[str, str], value)
+
+
+__all__ = ["IMAGE_SUFFIXES", "Sample", "SampleError", "keyed_hash", "sample_from_members"]
