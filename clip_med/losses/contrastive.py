@@ -1,0 +1,72 @@
+"""The loss that a trainer calls: gathers over the ranks, then the pure function of its configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from clip_med.distributed import gather, gather_with_gradient, rank
+from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.infonce import info_nce
+from clip_med.losses.sigmoid import sigmoid_loss
+
+ContrastiveLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def build_loss(config: LossConfig) -> ContrastiveLoss:
+    """The loss of a configuration, called as `loss(image_features, text_features, logit_scale, logit_bias, group_ids)`.
+
+    `logit_scale` is the model's parameter: the logarithm of the scale. Returns the mean over this rank's rows.
+    """
+    match config:
+        case InfoNCEConfig():
+            return _info_nce
+        case SigmoidConfig():
+            return _sigmoid
+
+
+def _info_nce(
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    _logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    return info_nce(
+        image_features,
+        text_features,
+        logit_scale.exp().reshape(()),
+        group_ids,
+        all_image_features=gather_with_gradient(image_features),
+        all_text_features=gather_with_gradient(text_features),
+        all_group_ids=None if group_ids is None else gather(group_ids),
+        row_offset=rank() * len(image_features),
+    )
+
+
+def _sigmoid(
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    if logit_bias is None:
+        raise ValueError(
+            "loss kind 'sigmoid' needs a model with a logit bias (open_clip: init_logit_bias); it has none"
+        )
+    return sigmoid_loss(
+        image_features,
+        text_features,
+        logit_scale.exp().reshape(()),
+        logit_bias.reshape(()),
+        group_ids,
+        all_text_features=gather_with_gradient(text_features),
+        all_group_ids=None if group_ids is None else gather(group_ids),
+        row_offset=rank() * len(image_features),
+    )
+
+
+__all__ = ["ContrastiveLoss", "build_loss"]

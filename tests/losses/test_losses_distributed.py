@@ -1,0 +1,92 @@
+"""Real gloo groups of 2 and 4 processes against one process: loss and every gradient after DDP's averaging."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.contrastive import build_loss
+
+BATCH = 8
+CASES: dict[str, tuple[LossConfig, bool]] = {
+    "info_nce": (InfoNCEConfig(), False),
+    "multi_positive": (InfoNCEConfig(), True),
+    "sigmoid": (SigmoidConfig(), False),
+    "sigmoid_multi_positive": (SigmoidConfig(), True),
+}
+
+
+class Pair(nn.Module):
+    """Two small encoders, scale, bias and the loss, in one module as a trainer wraps them."""
+
+    def __init__(self, config: LossConfig) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = (
+            nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double() for _ in range(2)
+        )
+        self.logit_scale = nn.Parameter(torch.tensor(2.3, dtype=torch.float64))
+        self.logit_bias = nn.Parameter(torch.tensor(-2.0, dtype=torch.float64))
+        self.loss = build_loss(config)
+
+    def forward(self, images: Tensor, texts: Tensor, ids: Tensor | None) -> Tensor:
+        v, t = (nn.functional.normalize(x, dim=-1) for x in (self.image(images), self.text(texts)))
+        return self.loss(v, t, self.logit_scale, self.logit_bias, ids)
+
+
+def inputs(multi_positive: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    images, texts = torch.randn(2, BATCH, 6, generator=generator, dtype=torch.float64)
+    # Equal ids lie on different ranks, so that a gather in another order would be noticed.
+    return images, texts, torch.tensor([[0], [1], [2], [3], [0], [5], [2], [0]]) if multi_positive else None
+
+
+def gradients(module: Pair) -> dict[str, Tensor]:
+    # The bias takes no part in InfoNCE: None on every rank.
+    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+
+
+def run_rank(rank: int, size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+    results = {}
+    for name, (config, multi_positive) in CASES.items():
+        module = Pair(config)
+        wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+        images, texts, ids = inputs(multi_positive)
+        own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+        loss = wrapped(images[own], texts[own], None if ids is None else ids[own])
+        loss.backward()
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)
+        results[name] = (mean / size, gradients(module))
+    if rank == size - 1:
+        torch.save(results, f"{folder}/results.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_ranks_compute_the_loss_and_gradients_of_one_process(size: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(run_rank, (size, folder), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
+        results = torch.load(Path(folder) / "results.pt", weights_only=True)
+    assert set(results) == set(CASES)
+    for name, (config, multi_positive) in CASES.items():
+        module = Pair(config)
+        loss = module(*inputs(multi_positive))
+        loss.backward()
+        mean, got = results[name]
+        assert abs(mean.item() - loss.item()) < 1e-12, name
+        expected = gradients(module)
+        assert set(got) == set(expected) | ({"logit_bias"} if "logit_bias" in got else set())
+        assert len(expected) == (10 if isinstance(config, SigmoidConfig) else 9)
+        for parameter, gradient in expected.items():
+            torch.testing.assert_close(got[parameter], gradient, rtol=0, atol=1e-12, msg=f"{name}: {parameter}")
