@@ -1,0 +1,346 @@
+"""Geometry and intensity of images on their way to the model: evaluation, and training with medically sane jitter.
+
+Everything runs on uint8 tensors with antialiased resizing; a greyscale image stays one channel until the last line,
+which makes each step up to three times cheaper. All randomness comes from the generator given.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge, Le
+from jaxtyping import Float64, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode  # pyright: ignore[reportMissingTypeStubs]
+from torchvision.transforms.v2 import functional as F  # pyright: ignore[reportMissingTypeStubs]
+
+from clip_med.config import NonNegativeFloat, config
+from clip_med.data.images import Preprocess
+
+Policy = Literal["auto", "on", "off"]
+Jitter = Annotated[float, Ge(0.0), Le(0.9)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """What may be done to images of one modality without changing what their captions say.
+
+    `mirror`: horizontal flips; `turn`: vertical flips and quarter turns; `rotation`: largest angle in degrees;
+    `brightness`, `contrast`, `gamma`: relative ranges (0.1 draws from 0.9 to 1.1); `color`: relative gain per channel.
+    """
+
+    mirror: bool = False
+    turn: bool = False
+    rotation: NonNegativeFloat = 5.0
+    brightness: Jitter = 0.1
+    contrast: Jitter = 0.1
+    gamma: Jitter = 0.1
+    color: Jitter = 0.0
+
+
+# For modalities that are not listed: nothing that could contradict a caption, intensity changes that a reader would
+# hardly notice.
+CONSERVATIVE: Final = Preset()
+
+PRESETS: Final[dict[str, Preset]] = {
+    # A mirrored chest film shows dextrocardia and puts "left effusion" on the right. Patients stand a few degrees
+    # off; exposure and detector curves differ widely between machines.
+    "xray": Preset(rotation=7.0, brightness=0.15, contrast=0.2, gamma=0.2),
+    # Views are named by side (RCC, LMLO). Calcifications live in fine contrast, so less of it than for X-ray.
+    "mammography": Preset(rotation=5.0, brightness=0.1, contrast=0.1, gamma=0.1),
+    # Grey levels are Hounsfield units through a window: shifting them far makes fat of water. Liver and spleen
+    # must keep their sides.
+    "ct": Preset(rotation=7.0, brightness=0.05, contrast=0.1, gamma=0.05),
+    # Grey levels have no unit and differ by coil and sequence, but their order tells T1 from T2: no inversion.
+    "mri": Preset(rotation=7.0, brightness=0.15, contrast=0.2, gamma=0.2),
+    # The probe marker fixes the side, depth grows downwards, the sector stands upright. Gain is set by hand.
+    "ultrasound": Preset(rotation=5.0, brightness=0.2, contrast=0.2, gamma=0.15),
+    # The disc lies nasally: a flip turns a right eye into a left one. Colour is a finding (pallor, haemorrhage).
+    "fundus": Preset(rotation=10.0, brightness=0.15, contrast=0.15, gamma=0.1),
+    # B-scans: layers are ordered from top to bottom and nasal/temporal from side to side; the retina tilts freely.
+    "oct": Preset(rotation=5.0, brightness=0.15, contrast=0.15, gamma=0.15),
+    # The camera rolls in the lumen, but sides are reported (otoscopy, laryngoscopy), and colour is a finding.
+    "endoscopy": Preset(rotation=15.0, brightness=0.15, contrast=0.15, gamma=0.1),
+    # A section lies on the slide any way round. Stain strength varies by laboratory, its hue carries meaning
+    # (haematoxylin against eosin, positive against negative immunostain): gains only, and small ones.
+    "histology": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.15, gamma=0.1, color=0.05),
+    # The dermatoscope is put on at any angle. Colours are criteria (blue-white veil): white balance only.
+    "dermoscopy": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.1, gamma=0.1, color=0.03),
+    # Cells have no up and no side. Channels may be fluorophores or stains, so they keep their balance.
+    "microscopy": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.15, gamma=0.1),
+}
+
+_NAMES: Final[dict[str, str]] = {
+    alias: modality
+    for modality, aliases in {
+        "xray": "x ray|xr|radiograph|radiography|plain radiograph|cxr|chest x ray|chest xray|chest radiograph|dx|cr|dr",
+        "mammography": "mammogram|mg|digital breast tomosynthesis|dbt",
+        "ct": "computed tomography|ct scan|cta|cbct|hrct",
+        "mri": "mr|magnetic resonance|magnetic resonance imaging|mr imaging|mra|fmri",
+        "ultrasound": "us|ultrasonography|sonography|echo|echocardiography|doppler ultrasound",
+        "fundus": "fundus photography|fundus photograph|color fundus photography|colour fundus photography|cfp"
+        "|retina|retinal|retinal photography",
+        "oct": "optical coherence tomography",
+        "endoscopy": "colonoscopy|gastroscopy|bronchoscopy|cystoscopy|laparoscopy|laryngoscopy|otoscopy",
+        "histology": "histopathology|pathology|wsi|whole slide image|h&e|he|immunohistochemistry|ihc",
+        "dermoscopy": "dermatoscopy|dermoscopic",
+        "microscopy": "cytology|blood smear|blood smear microscopy|light microscopy|fluorescence microscopy"
+        "|electron microscopy|bone marrow smear",
+    }.items()
+    for alias in (modality, *aliases.split("|"))
+}
+
+
+@config
+class AugmentConfig:
+    """Training-time augmentation. None and "auto" take the value of the image's modality (`PRESETS`).
+
+    Example:
+        >>> AugmentConfig(horizontal_flip="off").scale
+        (0.6, 1.0)
+    """
+
+    enabled: bool = True
+    """False gives training the images of evaluation."""
+    scale: tuple[float, float] = (0.6, 1.0)
+    """Area of the crop as a share of what evaluation shows. 0.6 is ConVIRT's; smaller crops miss findings."""
+    ratio: tuple[float, float] = (0.9, 1.11)
+    """Width over height of the crop, relative to evaluation's. Shape is a finding: torchvision's usual 0.75 .. 1.33
+    turns a round thyroid nodule into one that is taller than wide, which counts towards malignancy."""
+    horizontal_flip: Policy = "auto"
+    """auto: only modalities without sides, and only when the caption names none; on: always, at probability 1/2."""
+    vertical_flip: Policy = "auto"
+    quarter_turns: Policy = "auto"
+    rotation: NonNegativeFloat | None = None
+    """Largest angle in degrees."""
+    brightness: Jitter | None = None
+    contrast: Jitter | None = None
+    gamma: Jitter | None = None
+    color: Jitter | None = None
+    """Largest relative gain per channel; hue is never turned."""
+
+    def __post_init__(self) -> None:
+        """Check the ranges that types cannot express."""
+        if not 0.0 < self.scale[0] <= self.scale[1] <= 1.0:
+            raise ValueError(f"augment.scale must satisfy 0 < low <= high <= 1, got {self.scale}")
+        if not 0.0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"augment.ratio must satisfy 0 < low <= high, got {self.ratio}")
+
+
+def preset_for(modality: str) -> Preset:
+    """The preset of a modality by any of its usual names ("CXR", "X-ray", "H&E"); `CONSERVATIVE` for any other.
+
+    Example:
+        >>> preset_for("Chest X-ray").mirror, preset_for("histopathology").mirror
+        (False, True)
+    """
+    name = " ".join(re.sub(r"[-_/]", " ", modality.casefold()).split())
+    return PRESETS[_NAMES[name]] if name in _NAMES else CONSERVATIVE
+
+
+_SIDES: Final = re.compile(
+    r"\b(?:left|right|sinist|dextr|levo|mirror|situs)|nasal|temporal|clockwise"
+    r"|\bo'?\s?clock\b|\b(?:od|os|lul|lll|rul|rml|rll|ruq|rlq|luq|llq|lca|rca|lad|rcc|lcc|rmlo|lmlo)\b",
+    re.IGNORECASE,
+)
+# Single letters count only as capitals: "L kidney", "R > L", but not "l-shaped" or "r = 0.3".
+_SIDE_LETTER: Final = re.compile(r"\b[LR]\b")
+
+
+def states_laterality(caption: str) -> bool:
+    """Whether an English caption names a side, so that mirroring its image could make it untrue.
+
+    Errs towards yes ("a temporal trend" counts): a needless yes costs one flip, a wrong no teaches a falsehood.
+
+    Example:
+        >>> states_laterality("Left-sided pleural effusion"), states_laterality("bilateral opacities")
+        (True, False)
+    """
+    return bool(_SIDES.search(caption) or _SIDE_LETTER.search(caption))
+
+
+def eval_image(image: UInt8[np.ndarray, "H W C"], preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
+    """Resize, then crop the centre or pad, as open_clip's evaluation transform does (within one grey level).
+
+    Example:
+        >>> eval_image(np.zeros((300, 400, 1), np.uint8), Preprocess(size=64)).shape
+        torch.Size([3, 64, 64])
+    """
+    return _three_channels(_frame(_resize(_to_tensor(image), preprocess), preprocess))
+
+
+def train_image(
+    image: UInt8[np.ndarray, "H W C"],
+    preprocess: Preprocess,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    modality: str,
+    *,
+    caption: str = "",
+) -> UInt8[Tensor, "3 S S"]:
+    """A random crop with intensity jitter, small rotation and, where the modality allows, flips and quarter turns.
+
+    The crop is a share of what `eval_image` shows: of the largest square for resize mode "shortest", of the whole
+    image for "longest" (then padded) and "squash". This differs from torchvision's RandomResizedCrop, whose share is
+    of the whole image and so shows elongated images larger in training than in evaluation. Exactly 13 numbers are
+    drawn whatever the settings are, so switching one jitter off leaves the others as they were.
+
+    Args:
+        image: uint8, one or three channels.
+        preprocess: size, interpolation and resize mode of the model.
+        augment: what to vary and how far.
+        rng: the only source of randomness.
+        modality: chooses the preset for everything that `augment` leaves open.
+        caption: its text; a side named in it switches off "auto" flips and turns.
+    """
+    if not augment.enabled:
+        return eval_image(image, preprocess)
+    draws = rng.random(13)
+    preset = preset_for(modality)
+    pixels = _resize_crop(_crop(_to_tensor(image), preprocess, augment, draws[:4]), preprocess)
+    pixels = _jitter(pixels, preset, augment, draws[4:10])
+    pixels = _frame(pixels, preprocess)
+    pixels = _rotate(pixels, _either(augment.rotation, preset.rotation) * (2.0 * draws[10] - 1.0), preprocess)
+    sides = states_laterality(caption)
+    if _allowed(augment.horizontal_flip, preset.mirror, sides) and draws[11] < 0.5:
+        pixels = F.horizontal_flip(pixels)
+    # One number for vertical flip (two halves) and quarter turn (four quarters): its first three bits.
+    eighth = int(draws[12] * 8)
+    if _allowed(augment.vertical_flip, preset.turn, sides) and eighth >= 4:
+        pixels = F.vertical_flip(pixels)
+    if _allowed(augment.quarter_turns, preset.turn, sides):
+        pixels = torch.rot90(pixels, eighth % 4, dims=(-2, -1))
+    return _three_channels(pixels)
+
+
+def _allowed(policy: Policy, by_modality: bool, sides: bool) -> bool:
+    return policy == "on" or (policy == "auto" and by_modality and not sides)
+
+
+def _either(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value
+
+
+def _to_tensor(image: UInt8[np.ndarray, "H W C"]) -> UInt8[Tensor, "C H W"]:
+    # A view with channels last in memory: the layout that torchvision's uint8 resize is fastest on.
+    return torch.as_tensor(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
+
+
+def _three_channels(pixels: UInt8[Tensor, "C S S"]) -> UInt8[Tensor, "3 S S"]:
+    return pixels.repeat(3, 1, 1) if pixels.shape[0] == 1 else pixels.contiguous()
+
+
+def _interpolate(pixels: UInt8[Tensor, "C H W"], size: list[int], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
+    mode = InterpolationMode.BICUBIC if preprocess.interpolation == "bicubic" else InterpolationMode.BILINEAR
+    return F.resize(pixels, size, interpolation=mode, antialias=True)
+
+
+def _resize(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
+    """The three resize modes; sizes are rounded as open_clip and torchvision round them."""
+    height, width = pixels.shape[-2:]
+    size = preprocess.size
+    match preprocess.resize_mode:
+        case "squash":
+            target = [size, size]
+        case "longest":
+            factor = max(height, width) / size
+            # An image of more than 2 * size : 1 would get a side of 0.
+            target = [max(1, round(height / factor)), max(1, round(width / factor))]
+        case "shortest":
+            # Only the centre will be kept: without this a strip of 10 x 6,400,000 pixels would grow to 32 GB.
+            short = min(height, width)
+            height, width = min(height, 16 * short), min(width, 16 * short)
+            pixels = F.center_crop(pixels, [height, width])
+            target = [int(size * height / short), int(size * width / short)]
+    return _interpolate(pixels, target, preprocess)
+
+
+def _frame(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tensor, "C S S"]:
+    """Pad what is too short, crop what is too long, both about the centre."""
+    height, width = pixels.shape[-2:]
+    size = preprocess.size
+    pad_y, pad_x = max(0, size - height), max(0, size - width)
+    if pad_y or pad_x:
+        # left, top, right, bottom; an odd pixel goes to the right and the bottom
+        padding = [pad_x // 2, pad_y // 2, (pad_x + 1) // 2, (pad_y + 1) // 2]
+        pixels = F.pad(pixels, padding, fill=float(preprocess.fill_color))
+    return F.center_crop(pixels, [size, size])
+
+
+def _crop(
+    pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess, augment: AugmentConfig, draws: Float64[np.ndarray, "4"]
+) -> UInt8[Tensor, "C H2 W2"]:
+    """A box of random area and shape at a random place; where it would leave the image it is cut to the image."""
+    height, width = pixels.shape[-2:]
+    square = preprocess.resize_mode == "shortest"
+    base_height, base_width = (min(height, width),) * 2 if square else (height, width)
+    area = augment.scale[0] + (augment.scale[1] - augment.scale[0]) * draws[0]
+    low, high = math.log(augment.ratio[0]), math.log(augment.ratio[1])
+    stretch = math.exp((low + (high - low) * draws[1]) / 2.0)
+    box_height = min(height, max(1, round(base_height * math.sqrt(area) / stretch)))
+    box_width = min(width, max(1, round(base_width * math.sqrt(area) * stretch)))
+    top = int(draws[2] * (height - box_height + 1))
+    left = int(draws[3] * (width - box_width + 1))
+    return pixels[:, top : top + box_height, left : left + box_width]
+
+
+def _resize_crop(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
+    if preprocess.resize_mode == "longest":
+        return _resize(pixels, preprocess)
+    return _interpolate(pixels, [preprocess.size, preprocess.size], preprocess)
+
+
+def _jitter(
+    pixels: UInt8[Tensor, "C H W"], preset: Preset, augment: AugmentConfig, draws: Float64[np.ndarray, "6"]
+) -> UInt8[Tensor, "C H W"]:
+    """Gamma, contrast about the mean, brightness and channel gains in one table of 256 entries: rounded only once."""
+    spread = 2.0 * draws - 1.0
+    brightness = 1.0 + _either(augment.brightness, preset.brightness) * spread[0]
+    contrast = 1.0 + _either(augment.contrast, preset.contrast) * spread[1]
+    gamma = math.exp(_either(augment.gamma, preset.gamma) * spread[2])
+    gains = 1.0 + _either(augment.color, preset.color) * spread[3:6]
+    levels = (np.arange(256) / 255.0) ** gamma
+    values = pixels.numpy()
+    # A float64 sum of whole numbers is exact; torch's would depend on the number of threads, and so on the worker.
+    mean = (float(values.mean(dtype=np.float64)) / 255.0) ** gamma
+    levels = ((levels - mean) * contrast + mean) * brightness
+    channels = pixels.shape[0]
+    tables = levels[None, :] * (gains[:, None] if channels == 3 else 1.0)
+    tables = np.clip(np.rint(tables * 255.0), 0, 255).astype(np.uint8)
+    return torch.as_tensor(np.stack([tables[c][values[c]] for c in range(channels)]))
+
+
+def _rotate(pixels: UInt8[Tensor, "C S S"], degrees: float, preprocess: Preprocess) -> UInt8[Tensor, "C S S"]:
+    """Turn counter-clockwise about the centre, bilinear, with the padding's grey in the corners.
+
+    Equal to torchvision's `rotate` up to rounding and 2.2 times as fast: a square's sampling grid is two outer sums,
+    and sampling the difference to the fill value needs no mask channel.
+    """
+    if degrees == 0.0:
+        return pixels
+    size = pixels.shape[-1]
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    axis = (2.0 * torch.arange(size, dtype=torch.float32) + 1.0) / size - 1.0
+    grid = torch.empty(1, size, size, 2)
+    torch.add((axis * cos)[None, :], (axis * -sin)[:, None], out=grid[0, :, :, 0])
+    torch.add((axis * sin)[None, :], (axis * cos)[:, None], out=grid[0, :, :, 1])
+    fill = float(preprocess.fill_color)
+    turned = torch.nn.functional.grid_sample(pixels[None].float() - fill, grid, align_corners=False)[0] + fill
+    return turned.round_().clamp_(0.0, 255.0).to(torch.uint8)
+
+
+__all__ = [
+    "CONSERVATIVE",
+    "PRESETS",
+    "AugmentConfig",
+    "Preset",
+    "eval_image",
+    "preset_for",
+    "states_laterality",
+    "train_image",
+]
