@@ -1,0 +1,126 @@
+"""The dual encoder: an open_clip model, its tokenizer and its preprocessing as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Num
+from torch import Tensor, nn
+
+from clip_med.data.images import Preprocess
+from clip_med.models.text import TextTower
+
+LockPolicy = Literal["none", "trunk", "all"]
+
+
+class DualEncoder(nn.Module):
+    """Encodes images and texts to unit rows of one space.
+
+    `clip` is an open_clip `CLIP` or `CustomTextCLIP`; its state dict, under open_clip's names, is what is saved.
+    `model_cfg` is its description in open_clip's words; `tokenizer` maps texts to padded ids.
+    """
+
+    _factor: Tensor
+    _shift: Tensor
+
+    def __init__(
+        self,
+        clip: nn.Module,
+        model_cfg: dict[str, Any],
+        preprocess: Preprocess,
+        tokenizer: Callable[[list[str]], Tensor],
+    ) -> None:
+        super().__init__()
+        self.clip: Any = clip
+        self.model_cfg = model_cfg
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.text_tower = TextTower(clip)
+        self._locked: tuple[nn.Module, ...] = ()
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
+        # (x / 255 - mean) / std as one multiplication and one addition; not saved, open_clip has no such buffers.
+        self.register_buffer("_factor", 1 / (255 * std), persistent=False)
+        self.register_buffer("_shift", -mean / std, persistent=False)
+
+    @property
+    def logit_scale(self) -> nn.Parameter:
+        """The logarithm of the scale, as open_clip keeps it."""
+        return self.clip.logit_scale
+
+    @property
+    def logit_bias(self) -> nn.Parameter | None:
+        """The bias of the sigmoid loss, if the model has one."""
+        return self.clip.logit_bias
+
+    def encode_image(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit rows for images: uint8 0..255, normalised here, or floating point, taken as already normalised."""
+        if images.dtype == torch.uint8:
+            images = images.float() * self._factor + self._shift
+        features = self.clip.encode_image(images)
+        return F.normalize(features.float() if features.dtype != torch.float64 else features, dim=-1)
+
+    def encode_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B D"]:
+        """Unit rows for token ids; T is the context length or, for towers that can be trimmed, any shorter one."""
+        return self.project_text(self.pool_text(tokens))
+
+    def pool_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
+        """Pooled text features before the projection head."""
+        return self.text_tower.pooled(tokens)
+
+    def project_text(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        """Unit rows from pooled text features."""
+        features = self.text_tower.projected(pooled)
+        return F.normalize(features.float() if features.dtype != torch.float64 else features, dim=-1)
+
+    def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Int64[Tensor, "B T"]:
+        """Token ids, trimmed to the longest text where that changes no feature; texts over the context are cut."""
+        tokens = self.tokenizer(list(texts))
+        return self.text_tower.trim(tokens) if trim else tokens
+
+    def lock(self, *, image: LockPolicy = "none", text: LockPolicy = "none") -> None:
+        """Freeze towers: "trunk" keeps the projection head trainable, "all" freezes it too.
+
+        Frozen modules stay in evaluation mode in `train()`: otherwise dropout and batch statistics come back.
+        """
+        tower = self.text_tower.module
+        visual = self.clip.visual
+        heads = {
+            "image": _parameters(visual, ("proj", "head")),
+            "text": _parameters(tower, ("proj", "text_projection")),
+        }
+        owned = {id(p) for p in visual.parameters()} | {id(self.logit_scale), id(self.logit_bias)}
+        towers = {"image": list(visual.parameters()), "text": [p for p in tower.parameters() if id(p) not in owned]}
+        for name, policy in (("image", image), ("text", text)):
+            kept = heads[name] if policy == "trunk" else set[int]()
+            for parameter in towers[name]:
+                parameter.requires_grad_(policy == "none" or id(parameter) in kept)
+        trunks = [visual] if image != "none" else []
+        if text != "none":
+            trunks.append(tower.transformer)
+        self._locked = tuple(trunks)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> DualEncoder:
+        """Set training mode; locked trunks stay in evaluation mode."""
+        super().train(mode)
+        for module in self._locked:
+            module.eval()
+        return self
+
+
+def _parameters(module: nn.Module, names: tuple[str, ...]) -> set[int]:
+    """Ids of the parameters that are, or lie in, the named attributes."""
+    found: set[int] = set()
+    for name in names:
+        child = getattr(module, name, None)
+        if isinstance(child, nn.Parameter):
+            found.add(id(child))
+        elif isinstance(child, nn.Module):
+            found |= {id(parameter) for parameter in child.parameters()}
+    return found
+
+
+__all__ = ["DualEncoder", "LockPolicy"]

@@ -1,0 +1,152 @@
+"""Building dual encoders, and model folders that open_clip reads and writes too."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from clip_med.config import nearest
+from clip_med.data.images import Preprocess
+from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ViTModel
+from clip_med.models.dual_encoder import DualEncoder
+
+CONFIG_NAME = "open_clip_config.json"
+WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
+
+
+def build_model(config: ModelConfig) -> DualEncoder:
+    """The dual encoder of a configuration.
+
+    Raises:
+        ValueError: an unknown architecture (naming the nearest), or a folder that is incomplete.
+    """
+    match config:
+        case OpenClipModel():
+            return _open_clip(config)
+        case ViTModel():
+            import open_clip
+
+            model_cfg = config.model_cfg()
+            tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
+            return DualEncoder(_construct(model_cfg), model_cfg, Preprocess(size=config.image_size), tokenizer)
+        case FolderModel():
+            return load_folder(config.path)
+
+
+def save_folder(encoder: DualEncoder, directory: Path) -> None:
+    """Write a model folder that `load_folder` and open_clip's `local-dir:` schema read; committed by a rename.
+
+    A Hugging Face text tower is described by its absolute folder, since open_clip resolves it by path: after moving
+    such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip.
+
+    Raises:
+        ValueError: the directory exists.
+    """
+    from safetensors.torch import save_file
+
+    if directory.exists():
+        raise ValueError(f"{directory}: exists; a model is written to a new folder")
+    temporary = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    model_cfg = copy.deepcopy(encoder.model_cfg)
+    if encoder.text_tower.is_hf:
+        encoder.text_tower.module.config.save_pretrained(temporary)
+        encoder.tokenizer.save_pretrained(temporary)  # type: ignore[attr-defined]
+        path = str(directory.resolve())
+        model_cfg["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
+    document = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess.to_open_clip()}
+    (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    # Cloned: tensors that share memory are refused by safetensors.
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.clip.state_dict().items()}
+    save_file(weights, temporary / WEIGHTS_NAMES[0])
+    os.rename(temporary, directory)
+
+
+def load_folder(directory: Path) -> DualEncoder:
+    """Read a model folder, offline and strictly: no missing and no unexpected weights, no pickle.
+
+    Raises:
+        ValueError: no configuration or no safetensors weights; weights that do not fit, naming them.
+    """
+    import open_clip
+    from safetensors.torch import load_file
+
+    document = _read_config(directory)
+    found = [directory / name for name in WEIGHTS_NAMES if (directory / name).is_file()]
+    if not found:
+        raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
+    model_cfg = document["model_cfg"]
+    if "hf_model_name" in model_cfg["text_cfg"] and (directory / "config.json").is_file():
+        model_cfg["text_cfg"] |= {
+            "hf_model_name": str(directory.resolve()),
+            "hf_tokenizer_name": str(directory.resolve()),
+        }
+    clip = _construct(model_cfg)
+    weights = load_file(found[0])
+    # Written by transformers before 4.31, and never a weight.
+    weights.pop("text.transformer.embeddings.position_ids", None)
+    missing, unexpected = clip.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise ValueError(f"{found[0]}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}")
+    preprocess = Preprocess.from_open_clip(document.get("preprocess_cfg", {}))
+    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
+
+
+def relocate(directory: Path) -> None:
+    """Rewrite the absolute path that a moved folder with a Hugging Face text tower holds, for open_clip's sake."""
+    document = _read_config(directory)
+    if "hf_model_name" in document["model_cfg"]["text_cfg"]:
+        path = str(directory.resolve())
+        document["model_cfg"]["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
+        (directory / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _open_clip(config: OpenClipModel) -> DualEncoder:
+    import open_clip
+
+    names = open_clip.list_models()
+    if config.name not in names:
+        raise ValueError(f"model name {config.name!r} is not an open_clip architecture; {nearest(config.name, names)}")
+    clip = open_clip.create_model(config.name, pretrained=config.pretrained, pretrained_text=config.pretrained is None)
+    model_cfg = open_clip.get_model_config(config.name)
+    assert model_cfg is not None, "list_models named it"
+    preprocess = Preprocess.from_open_clip(clip.visual.preprocess_cfg)  # type: ignore[union-attr]
+    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(config.name))
+
+
+def _construct(model_cfg: dict[str, Any]) -> nn.Module:
+    """An open_clip model with random weights, nothing downloaded."""
+    from open_clip.model import CLIP, CustomTextCLIP
+
+    if "multimodal_cfg" in model_cfg:
+        raise ValueError("CoCa models (multimodal_cfg) are not supported")
+    arguments = copy.deepcopy(model_cfg)
+    custom = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
+    if "timm_model_name" in arguments["vision_cfg"]:
+        arguments["vision_cfg"]["timm_model_pretrained"] = False
+    if "hf_model_name" in arguments["text_cfg"]:
+        arguments["text_cfg"]["hf_model_pretrained"] = False
+    return CustomTextCLIP(**arguments) if custom else CLIP(**arguments)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; expected a model folder as written by clip-med or open_clip")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if not isinstance(document, dict) or "text_cfg" not in document.get("model_cfg", {}):
+        raise ValueError(f"{path}: has no model_cfg with a text_cfg")
+    return document
+
+
+__all__ = ["build_model", "load_folder", "relocate", "save_folder"]

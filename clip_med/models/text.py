@@ -1,0 +1,81 @@
+"""The text side of open_clip models: which lengths may be trimmed, and the forward pass over trimmed tokens.
+
+open_clip pads every caption to the context length (77 or 256 positions) and computes all of them. A position after the
+end of a caption cannot influence a causal tower that pools at the end token, nor a tower with an attention mask, so the
+forward pass here runs over the longest caption of the batch only. Towers that attend to their padding (SigLIP: no mask,
+last position pooled) were trained with it and are never trimmed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+
+class TextTower:
+    """A view of the text tower inside an open_clip `CLIP` (parameters on the model itself) or `CustomTextCLIP`."""
+
+    def __init__(self, clip: nn.Module) -> None:
+        nested = getattr(clip, "text", None)
+        self.module: Any = clip if nested is None else nested
+        self.is_hf = hasattr(self.module, "config") and hasattr(self.module, "pooler")
+        if not self.is_hf:
+            self.pool: str = getattr(self.module, "text_pool_type" if nested is None else "pool_type")
+            self.eos_id: int = getattr(self.module, "text_eos_id" if nested is None else "eos_id")
+            if getattr(self.module, "cls_emb", None) is not None or getattr(self.module, "use_pad_mask", False):
+                raise ValueError("text towers with an appended class token (CoCa) or a pad mask are not supported")
+            if self.pool not in ("argmax", "eos", "first", "last"):
+                raise ValueError(f"text pooling {self.pool!r} is not supported; one of argmax, eos, first, last")
+
+    @property
+    def trims(self) -> bool:
+        """Whether positions after the longest caption can be left out without changing any feature."""
+        return self.is_hf or (self.module.attn_mask is not None and self.pool in ("argmax", "eos"))
+
+    def trim(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T2"]:
+        """The tokens up to the end of the longest caption, where the tower allows it."""
+        if not self.trims or len(tokens) == 0:
+            return tokens
+        if self.is_hf:
+            used = (tokens != self.module.config.pad_token_id).any(dim=0)
+            length = int(used.nonzero()[-1]) + 1
+        else:
+            # Not by the first zero: in CLIP's vocabulary 0 is both padding and "!".
+            length = int(self._end(tokens).max()) + 1
+        return tokens[:, :length]
+
+    def pooled(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
+        """Pooled features before the projection head."""
+        tower = self.module
+        if self.is_hf:
+            mask = (tokens != tower.config.pad_token_id).long()
+            return tower.pooler(tower.transformer(input_ids=tokens, attention_mask=mask), mask)
+        length = tokens.shape[1]
+        dtype = tower.transformer.get_cast_dtype()
+        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        x = tower.transformer(x, attn_mask=mask)
+        if self.pool in ("first", "last"):
+            x = x[:, 0 if self.pool == "first" else -1]
+        else:
+            x = x[torch.arange(len(x), device=x.device), self._end(tokens)]
+        return tower.ln_final(x)  # per position, so after pooling it costs 1/T and gives the same
+
+    def projected(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
+        """The projection head; not normalised."""
+        if self.is_hf:
+            return self.module.proj(pooled)
+        head = self.module.text_projection
+        if head is None:
+            return pooled
+        return head(pooled) if isinstance(head, nn.Module) else pooled @ head
+
+    def _end(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, " B"]:
+        """Position of the end token: the highest id in CLIP's vocabulary, or the first `eos_id`."""
+        return tokens.argmax(dim=-1) if self.pool == "argmax" else (tokens == self.eos_id).int().argmax(dim=-1)
+
+
+__all__ = ["TextTower"]
