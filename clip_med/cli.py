@@ -1,0 +1,44 @@
+"""The `clip-med` command: parse, call one function, format errors.
+
+Nothing heavy is imported here, so that `clip-med --help` answers at once; each command imports what it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from clip_med import __version__
+from clip_med.commands import data
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line; each command module adds its own part and sets `call`."""
+    parser = argparse.ArgumentParser(
+        prog="clip-med",
+        description="Contrastive pretraining, adaptation and evaluation for medical images and text. "
+        "Research software, not a medical device.",
+        epilog="example: clip-med data verify shards/train",
+    )
+    parser.add_argument("--version", action="version", version=f"clip-med {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    data.add_parser(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command: 0 on success, 1 on a failed check, 2 on bad input (one line on standard error)."""
+    namespace = build_parser().parse_args(arguments)
+    try:
+        return namespace.call(namespace)
+    except (ValueError, OSError) as error:
+        print(f"clip-med: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("clip-med: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
