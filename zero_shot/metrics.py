@@ -1,0 +1,145 @@
+"""Classification and retrieval metrics in NumPy: ties by expectation, undefined values as NaN, nothing dropped."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+Ints = NDArray[np.integer]
+
+
+def top_k_accuracy(scores: Floats, labels: Ints, k: int = 1) -> NDArray[np.float64]:
+    """Per sample, the probability that the label is among the k highest scores when ties are broken at random.
+
+    Args:
+        scores: [N, C], any real values.
+        labels: [N], 0 .. C - 1.
+        k: 1 .. C.
+
+    Raises:
+        ValueError: shapes or values out of range.
+
+    Example:
+        >>> top_k_accuracy(np.array([[1.0, 1.0, 0.0]]), np.array([0])).tolist()
+        [0.5]
+    """
+    _check(scores, labels)
+    if not 1 <= k <= scores.shape[1]:
+        raise ValueError(f"k must lie in 1 .. {scores.shape[1]} (the number of classes), got {k}")
+    own = scores[np.arange(len(labels)), labels][:, None]
+    higher = (scores > own).sum(axis=1)
+    tied = (scores == own).sum(axis=1)
+    return np.clip((k - higher) / tied, 0.0, 1.0)
+
+
+def confusion_matrix(predicted: Ints, labels: Ints, classes: int) -> NDArray[np.int64]:
+    """[classes, classes] counts; row = label, column = prediction."""
+    for name, values in (("predicted", predicted), ("labels", labels)):
+        if len(values) and not (values.min() >= 0 and values.max() < classes):
+            raise ValueError(f"{name} must lie in 0 .. {classes - 1}, got {values.min()} .. {values.max()}")
+    flat = np.bincount(labels.astype(np.int64) * classes + predicted, minlength=classes * classes)
+    return flat.reshape(classes, classes).astype(np.int64)
+
+
+def balanced_accuracy(confusion: Ints) -> float:
+    """Mean recall over the classes that occur; NaN when none does (scikit-learn's definition)."""
+    counts = confusion.astype(np.float64)
+    support = counts.sum(axis=1)
+    present = support > 0
+    recalls: NDArray[np.float64] = np.diag(counts)[present] / support[present]
+    return float(recalls.mean()) if present.any() else float("nan")
+
+
+def macro_f1(confusion: Ints) -> float:
+    """Mean F1 over the classes that occur or are predicted, 2 TP / (2 TP + FP + FN); NaN when there are none."""
+    counts = confusion.astype(np.float64)
+    true = np.diag(counts)
+    either = counts.sum(axis=0) + counts.sum(axis=1)
+    used = either > 0
+    scores: NDArray[np.float64] = 2 * true[used] / either[used]
+    return float(scores.mean()) if used.any() else float("nan")
+
+
+def auroc(scores: Floats, positive: NDArray[np.bool_]) -> float:
+    """Area under the ROC curve: P(score of a positive > of a negative) + half the probability of a tie.
+
+    By midranks (Mann-Whitney U); NaN where one of the two groups is empty, since there is no pair to compare.
+
+    Example:
+        >>> auroc(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]))
+        0.875
+    """
+    positives = int(positive.sum())
+    negatives = len(positive) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    midranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = float(midranks[inverse][positive].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def macro_auroc(scores: Floats, labels: Ints) -> float:
+    """Mean one-vs-rest AUROC over the classes that have both positives and negatives; NaN when none has."""
+    _check(scores, labels)
+    values = [auroc(scores[:, c], labels == c) for c in range(scores.shape[1])]
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+def recall_at_k(scores: Floats, relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+    """Per query, the probability that a relevant item is among the k best when ties are broken at random.
+
+    "Any relevant item found", as in image-text retrieval with several captions per image. A query without relevant
+    items gives NaN. With h items strictly above the best relevant score, of t tied items r relevant, the k - h
+    remaining places miss all relevant ones with probability C(t - r, k - h) / C(t, k - h). Negative scores are
+    scores like any others (torchmetrics' retrieval metrics drop them).
+
+    Args:
+        scores: [Q, N]; relevant: [Q, N]; k: at least 1.
+
+    Example:
+        >>> recall_at_k(np.array([[0.2, 0.2, -1.0]]), np.array([[True, False, False]]), 1).tolist()
+        [0.5]
+    """
+    if scores.shape != relevant.shape or scores.ndim != 2:
+        raise ValueError(f"scores and relevant must have one shape [Q, N], got {scores.shape} and {relevant.shape}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    best = np.max(np.where(relevant, scores, -np.inf), axis=1, initial=-np.inf)[:, None]
+    higher = (scores > best).sum(axis=1)
+    tied = (scores == best).sum(axis=1)
+    good = ((scores == best) & relevant).sum(axis=1)
+    found = np.empty(len(scores))
+    for query, (h, t, r) in enumerate(zip(higher.tolist(), tied.tolist(), good.tolist(), strict=True)):
+        places = min(k - h, t)
+        if r == 0:
+            found[query] = np.nan
+        elif places <= 0:
+            found[query] = 0.0
+        else:
+            drawn = np.arange(places, dtype=np.float64)
+            missed: NDArray[np.float64] = np.clip(t - r - drawn, 0, None) / (t - drawn)
+            found[query] = 1.0 - float(missed.prod())
+    return found
+
+
+def _check(scores: Floats, labels: Ints) -> None:
+    if scores.ndim != 2 or labels.shape != (scores.shape[0],):
+        raise ValueError(f"scores must be [N, C] and labels [N], got {scores.shape} and {labels.shape}")
+    if not np.isfinite(scores).all():
+        raise ValueError("scores must be finite")
+    if len(labels) and not (labels.min() >= 0 and labels.max() < scores.shape[1]):
+        raise ValueError(f"labels must lie in 0 .. {scores.shape[1] - 1}, got {labels.min()} .. {labels.max()}")
+
+
+__all__ = [
+    "auroc",
+    "balanced_accuracy",
+    "confusion_matrix",
+    "macro_auroc",
+    "macro_f1",
+    "recall_at_k",
+    "top_k_accuracy",
+]
