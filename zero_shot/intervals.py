@@ -1,0 +1,82 @@
+"""Bootstrap intervals of means, resampling images or whole groups (patients) of images."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zero_shot.result import Result
+
+
+def bootstrap_mean(
+    values: NDArray[np.floating],
+    *,
+    name: str,
+    unit: str = "fraction",
+    groups: Sequence[Hashable] | None = None,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Result:
+    """The mean of per-image values with a percentile bootstrap interval (Efron and Tibshirani 1993, chapter 13).
+
+    With `groups`, whole groups are drawn: images of one patient are alike, and drawing them one by one makes intervals
+    too narrow. Of a drawn set the mean is over its images. NaN values (undefined for that image) are left out and not
+    counted in `n`; without any value the result is NaN.
+
+    Args:
+        values: [N] per-image contributions, for example 0/1 for accuracy.
+        groups: [N] group of each image; None draws images.
+        replicates: drawn sets, at least 100; level: coverage asked for, in (0, 1).
+
+    Raises:
+        ValueError: lengths differ, or replicates or level out of range.
+
+    Example:
+        >>> result = bootstrap_mean(np.array([1.0, 1.0, 0.0, 1.0]), name="top-1")
+        >>> result.value, result.n
+        (0.75, 4)
+    """
+    if values.ndim != 1 or (groups is not None and len(groups) != len(values)):
+        raise ValueError(f"values must be [N] and groups of the same length, got {values.shape} and {groups!r:.40}")
+    if replicates < 100 or not 0 < level < 1:
+        raise ValueError(f"replicates must be at least 100 and level in (0, 1), got {replicates} and {level}")
+    known = ~np.isnan(values)
+    if not known.any():
+        return Result(name=name, value=float("nan"), low=float("nan"), high=float("nan"), n=0, unit=unit)
+    sums, counts = _cluster(values, known, groups)
+    drawn_means = _replicates(sums, counts, replicates, np.random.default_rng(seed))
+    low, high = np.quantile(drawn_means, [(1 - level) / 2, (1 + level) / 2])
+    value = float(values[known].mean())
+    return Result(name=name, value=value, low=float(low), high=float(high), n=int(known.sum()), unit=unit)
+
+
+def _cluster(
+    values: NDArray[np.floating], known: NDArray[np.bool_], groups: Sequence[Hashable] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and count of the known values of each unit that is drawn."""
+    if groups is None:
+        return values[known].astype(np.float64), np.ones(int(known.sum()))
+    number: dict[Hashable, int] = {}
+    unit = np.array([number.setdefault(group, len(number)) for group in groups])[known]
+    sums = np.bincount(unit, weights=values[known], minlength=len(number)).astype(np.float64)
+    counts = np.bincount(unit, minlength=len(number)).astype(np.float64)
+    return sums[counts > 0], counts[counts > 0]
+
+
+def _replicates(
+    sums: NDArray[np.float64], counts: NDArray[np.float64], replicates: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Means of drawn sets, a few sets at a time so that memory stays under about 32 MB."""
+    means = np.empty(replicates)
+    step = max(1, 4_000_000 // len(sums))
+    for start in range(0, replicates, step):
+        stop = min(start + step, replicates)
+        drawn = rng.integers(0, len(sums), (stop - start, len(sums)))
+        means[start:stop] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
+
+
+__all__ = ["bootstrap_mean"]
