@@ -1,0 +1,325 @@
+"""Batches from shards: any number of ranks and workers yields the same global batches, bit for bit.
+
+The loader is map-style: a batch is a pure function of its global position, so a run resumes anywhere within
+milliseconds and its whole state is (seed, position). Nothing is drawn from the state of a worker or of torch.
+"""
+
+from __future__ import annotations
+
+import bisect
+import logging
+import math
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate, count
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+from torch.utils.data import Dataset
+
+from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
+from clip_med.data.augment import AugmentConfig, eval_image, train_image
+from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
+from clip_med.data.images import ImageError, Preprocess, decode_image
+from clip_med.data.order import SampleOrder, philox
+from clip_med.data.sample import Sample, SampleError
+from clip_med.data.shards import ShardError, ShardSet
+from clip_med.data.stream import Stream
+
+log = logging.getLogger(__name__)
+
+# Damage in the data, as opposed to a failing disk (OSError) or a mistake in code: only this may be replaced.
+_BAD: Final = (ShardError, SampleError, ImageError)
+
+# Draws for one replacement: with 10 % of all samples bad, 8 bad ones in a row come once in 10**8 replacements.
+_REPLACEMENT_DRAWS: Final = 8
+
+# Fractions are taken of at least this many samples: one bad sample in a first batch of 32 is not yet 3 %.
+_FRACTION_FLOOR: Final = 1000
+
+
+@config
+class LoaderConfig:
+    """How batches are read and made.
+
+    Example:
+        >>> LoaderConfig(workers=0).positives
+        'caption'
+    """
+
+    workers: NonNegativeInt = 2
+    """Processes per rank; 0 reads in the training process. The batches are the same."""
+    prefetch: PositiveInt = 2
+    """Batches that each worker prepares ahead."""
+    augment: AugmentConfig = AugmentConfig()
+    max_pixels: PositiveInt = 64_000_000
+    """Larger images are refused before they are decoded."""
+    scaled_decode: bool = False
+    """Decode large JPEGs at 1/2, 1/4 or 1/8 where the smallest crop still has the model's size: faster, mean error
+    about one grey level."""
+    caption_choice: Literal["first", "random"] = "random"
+    positives: Literal["none", "caption", "label"] = "caption"
+    """Which pairs count as matching besides a sample's own: equal caption, or also a shared label."""
+    on_bad_sample: Literal["raise", "replace"] = "raise"
+    """replace: take another sample in place of a damaged one, drawn from (seed, epoch, index); logged and counted."""
+    max_bad_fraction: Fraction = 0.01
+    """Stop when more of this rank's samples were damaged (of at least 1000)."""
+
+
+class TrainLoader(Iterator[Batch]):
+    """This rank's part of the endless sequence of global batches.
+
+    Global batch t holds the positions start + t * G, ..., start + (t + 1) * G - 1 of `order`; rank r takes the r-th of
+    `world_size` equal runs of them. Batches arrive in order. `position` and `state_dict` count batches handed out, not
+    those being prepared. Worker processes start with the first batch and end with `close()`, with the loader itself
+    or with the program; they ignore the signals that ask a job to stop, so the trainer can still save.
+
+    Example:
+        >>> loader = TrainLoader(shards, order, Preprocess(), LoaderConfig(), global_batch=256)  # doctest: +SKIP
+        >>> next(loader).images.shape  # doctest: +SKIP
+        torch.Size([256, 3, 224, 224])
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: SampleOrder,
+        preprocess: Preprocess,
+        config: LoaderConfig,
+        *,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        tokenize: Tokenize | None = None,
+        start: int = 0,
+    ) -> None:
+        """Describe the batches; nothing is read and no process is started yet.
+
+        Args:
+            shards: where the samples lie.
+            order: their sequence; its seed also drives captions and augmentation.
+            preprocess: what the model wants.
+            config: everything else.
+            global_batch: G, pairs per step over all ranks.
+            rank: this rank, 0 .. world_size - 1.
+            world_size: ranks that share a global batch.
+            tokenize: called in the worker with the list of captions; returns int64 [B, T].
+            start: global position of the first batch, for resuming.
+
+        Raises:
+            ValueError: G is not a multiple of `world_size`, or another argument is out of range.
+        """
+        if world_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(f"rank must lie in 0 .. world_size - 1, got rank {rank} of world_size {world_size}")
+        if global_batch < 1 or global_batch % world_size:
+            raise ValueError(f"global_batch must be a positive multiple of world_size {world_size}, got {global_batch}")
+        if start < 0:
+            raise ValueError(f"start must be at least 0, got {start}")
+        if len(order) != len(shards):
+            raise ValueError(f"order describes {len(order)} samples, but the shards hold {len(shards)}")
+        self.global_batch = global_batch
+        self.position = start
+        self.bad_samples = 0
+        self._seen = 0
+        self._config = config
+        self._digest = shards.digest
+        self._seed = order.seed
+        per_rank = global_batch // world_size
+        self._batches = _TrainBatches(shards, order, preprocess, config, tokenize, per_rank, rank)
+        self._stream: Stream[Batch] | None = None
+
+    def __next__(self) -> Batch:
+        """The next batch.
+
+        Raises:
+            ValueError: a damaged sample (policy "raise"), or too many of them (policy "replace").
+        """
+        if self._stream is None:
+            positions = count(self.position, self.global_batch)
+            self._stream = Stream(self._batches, positions, self._config.workers, self._config.prefetch)
+        batch = next(self._stream)
+        self.position = batch.position + self.global_batch
+        self._count(batch)
+        return batch
+
+    def state_dict(self) -> dict[str, int | str]:
+        """What a resume needs: `seed`, `position` and the shard set's `digest`. The same on all ranks."""
+        return {"seed": self._seed, "position": self.position, "digest": self._digest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a saved position, also with another number of ranks or workers or another batch size.
+
+        Raises:
+            ValueError: the state belongs to another seed or to other data.
+        """
+        for name, ours in (("seed", self._seed), ("digest", self._digest)):
+            if state[name] != ours:
+                raise ValueError(f"loader state: {name} is {state[name]!r}, this run has {ours!r}: the order differs")
+        self.close()
+        self.position = int(state["position"])
+
+    def close(self) -> None:
+        """End the worker processes; the next batch would start new ones."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _count(self, batch: Batch) -> None:
+        self._seen += len(batch)
+        self.bad_samples += len(batch.bad)
+        for line in batch.bad:
+            log.warning("replaced a damaged sample: %s", line)
+        limit = self._config.max_bad_fraction
+        if batch.bad and self.bad_samples > limit * max(self._seen, _FRACTION_FLOOR):
+            raise ValueError(
+                f"{self.bad_samples} of {self._seen} samples were damaged, more than max_bad_fraction = {limit} "
+                f"(of at least {_FRACTION_FLOOR}); the last: {batch.bad[-1]}"
+            )
+
+
+def eval_batches(
+    shards: ShardSet,
+    indices: Sequence[int] | Int64[np.ndarray, " N"],
+    preprocess: Preprocess,
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    max_pixels: int = 64_000_000,
+    tokenize: Tokenize | None = None,
+) -> Generator[Batch, None, None]:
+    """Yield every index once, in the given order, each with its first caption; the last batch may be shorter.
+
+    `position` counts through `indices`; `group_ids` are those of captions. Closing the generator ends its workers.
+
+    Raises:
+        ValueError: an index outside the shard set or a batch size below 1 (at the call); a damaged sample (later).
+
+    Example:
+        >>> for batch in eval_batches(shards, range(len(shards)), Preprocess()):  # doctest: +SKIP
+        ...     features = encoder.encode_image(batch.images)
+    """
+    wanted = [int(index) for index in indices]
+    if outside := [index for index in wanted if not 0 <= index < len(shards)]:
+        raise ValueError(f"indices must lie in 0 .. {len(shards) - 1}, got {outside[0]}")
+    if batch_size < 1 or workers < 0:
+        raise ValueError(f"batch_size must be at least 1 and workers at least 0, got {batch_size} and {workers}")
+    batches = _EvalBatches(shards, wanted, preprocess, batch_size, max_pixels, tokenize)
+    return _yield_all(batches, range(0, len(wanted), batch_size), workers)
+
+
+def _yield_all(batches: _EvalBatches, positions: range, workers: int) -> Generator[Batch, None, None]:
+    stream = Stream(batches, positions, workers, prefetch=2)
+    try:
+        yield from stream
+    finally:
+        stream.close()
+
+
+class _Reader:
+    """Reads and decodes single samples; every error names shard and key."""
+
+    def __init__(self, shards: ShardSet, max_pixels: int, min_size: int | None) -> None:
+        self.shards = shards
+        self.max_pixels = max_pixels
+        self.min_size = min_size
+        self.ends = list(accumulate(shards.sizes))
+
+    def read(self, index: int) -> tuple[Sample, UInt8[np.ndarray, "H W C"]]:
+        sample = self.shards.read(index)
+        tar = self.shards.tars[bisect.bisect_right(self.ends, index)]
+        source = f"{tar}: {sample.key}.{sample.image_suffix}"
+        image = decode_image(sample.image, max_pixels=self.max_pixels, source=source, min_size=self.min_size)
+        # The encoded image has done its work; a row that kept it would keep 100 kB until the batch is sent.
+        return replace(sample, image=b""), image
+
+
+class _TrainBatches(Dataset[Batch]):
+    """This rank's part of the global batch that begins at a position; the same wherever and whenever it is made."""
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        order: SampleOrder,
+        preprocess: Preprocess,
+        config: LoaderConfig,
+        tokenize: Tokenize | None,
+        per_rank: int,
+        rank: int,
+    ) -> None:
+        min_size = _smallest_decode(preprocess, config.augment) if config.scaled_decode else None
+        self.reader = _Reader(shards, config.max_pixels, min_size)
+        self.order = order
+        self.preprocess = preprocess
+        self.config = config
+        self.tokenize = tokenize
+        self.per_rank = per_rank
+        self.rank = rank
+
+    def __getitem__(self, position: int) -> Batch:
+        first = position + self.rank * self.per_rank
+        indices = self.order.indices(first, self.per_rank).tolist()
+        rows = [self._row(self.order.epoch_of(first + i), index) for i, index in enumerate(indices)]
+        return collate(rows, position, self.config.positives, self.tokenize)
+
+    def _row(self, epoch: int, index: int) -> Row:
+        index, sample, pixels, bad = self._readable(epoch, index)
+        rng = np.random.Generator(philox(self.order.seed, epoch, "sample", index))
+        # Drawn also when it is not used: the augmentation is the same for either choice of caption.
+        chosen = int(rng.random() * len(sample.captions))
+        caption = sample.captions[chosen if self.config.caption_choice == "random" else 0]
+        image = train_image(pixels, self.preprocess, self.config.augment, rng, sample.modality, caption=caption)
+        return Row(image, caption, sample, index, bad)
+
+    def _readable(self, epoch: int, index: int) -> tuple[int, Sample, UInt8[np.ndarray, "H W C"], tuple[str, ...]]:
+        """The sample, or the first readable one of those drawn in its place, and a line for each that was not."""
+        candidates = [index]
+        if self.config.on_bad_sample == "replace":
+            # Drawn from the whole epoch: the next positions would often put a sample twice into one batch.
+            words = philox(self.order.seed, epoch, "replacement", index).random_raw(_REPLACEMENT_DRAWS)
+            candidates += [int(word) % len(self.order) for word in words]
+        bad: list[str] = []
+        for candidate in candidates[:-1]:
+            try:
+                sample, pixels = self.reader.read(candidate)
+            except _BAD as error:
+                bad.append(str(error))
+            else:
+                return candidate, sample, pixels, tuple(bad)
+        sample, pixels = self.reader.read(candidates[-1])
+        return candidates[-1], sample, pixels, tuple(bad)
+
+
+class _EvalBatches(Dataset[Batch]):
+    def __init__(
+        self,
+        shards: ShardSet,
+        indices: list[int],
+        preprocess: Preprocess,
+        batch_size: int,
+        max_pixels: int,
+        tokenize: Tokenize | None,
+    ) -> None:
+        self.reader = _Reader(shards, max_pixels, None)
+        self.indices = indices
+        self.preprocess = preprocess
+        self.batch_size = batch_size
+        self.tokenize = tokenize
+
+    def __getitem__(self, position: int) -> Batch:
+        rows: list[Row] = []
+        for index in self.indices[position : position + self.batch_size]:
+            sample, pixels = self.reader.read(index)
+            rows.append(Row(eval_image(pixels, self.preprocess), sample.captions[0], sample, index))
+        return collate(rows, position, "caption", self.tokenize)
+
+
+def _smallest_decode(preprocess: Preprocess, augment: AugmentConfig) -> int:
+    """Short side that a decoded image needs so that its smallest, most stretched crop is not enlarged, in pixels."""
+    if not augment.enabled:
+        return preprocess.size
+    stretch = math.sqrt(max(augment.ratio[1], 1.0 / augment.ratio[0]))
+    return math.ceil(preprocess.size * stretch / math.sqrt(augment.scale[0]))
+
+
+__all__ = ["MAX_LABELS", "Batch", "LoaderConfig", "TrainLoader", "eval_batches", "text_id"]
