@@ -1,0 +1,100 @@
+"""Zero-shot classification and retrieval on made features, against brute force and torchmetrics."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from sklearn import metrics as sk
+
+from zero_shot.classify import Ensemble, class_scores, classification_results
+from zero_shot.retrieve import retrieval_results
+
+ENSEMBLES: tuple[Ensemble, ...] = ("embedding", "embedding_no_renorm", "logit", "probability", "max")
+
+
+def unit(rng: np.random.Generator, *shape: int) -> NDArray[np.float64]:
+    rows = rng.normal(size=shape)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def test_one_prompt_makes_all_ensembles_alike_and_duplicates_change_nothing() -> None:
+    rng = np.random.default_rng(0)
+    images, prompts = unit(rng, 40, 8), unit(rng, 3, 1, 8)
+    order = {mode: class_scores(images, list(prompts), scale=5.0, ensemble=mode).argsort(axis=1) for mode in ENSEMBLES}
+    for mode in ENSEMBLES:
+        np.testing.assert_array_equal(order[mode], order["embedding"], err_msg=mode)
+        several = unit(rng, 3, 4, 8)
+        doubled = [np.concatenate([rows, rows]) for rows in several]
+        once, twice = (class_scores(images, rows, ensemble=mode) for rows in (list(several), doubled))
+        np.testing.assert_allclose(once, twice, rtol=0, atol=1e-12, err_msg=mode)
+    with pytest.raises(ValueError, match="at least one prompt"):
+        class_scores(images, [prompts[0], prompts[1][:0]])
+    with pytest.raises(ValueError, match="equally many"):
+        class_scores(images, [prompts[0], unit(rng, 2, 8)], ensemble="probability")
+
+
+def test_ensembles_by_hand() -> None:
+    image = np.array([[1.0, 0.0]])
+    prompts = [np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[0.6, 0.8], [0.6, 0.8]])]
+    expected = {"embedding": [0.5**0.5, 0.6], "embedding_no_renorm": [0.5, 0.6], "logit": [0.5, 0.6], "max": [1.0, 0.6]}
+    for mode in ENSEMBLES[:3] + ENSEMBLES[4:]:
+        got = class_scores(image, prompts, scale=1.0, ensemble=mode)
+        np.testing.assert_allclose(got[0], expected[mode], rtol=0, atol=1e-12, err_msg=mode)
+    first, second = np.exp([1.0, 0.6]), np.exp([0.0, 0.6])
+    by_probability = (first / first.sum() + second / second.sum()) / 2
+    got = class_scores(image, prompts, scale=1.0, ensemble="probability")
+    np.testing.assert_allclose(got[0], by_probability, rtol=0, atol=1e-12)
+
+
+def test_classification_results() -> None:
+    rng = np.random.default_rng(0)
+    prompts = unit(rng, 3, 2, 16)
+    labels = rng.integers(0, 3, 120)
+    images = prompts[labels, 0] + 0.5 * unit(rng, 120, 16)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    scores = class_scores(images, list(prompts))
+    results = classification_results(scores, labels, groups=(np.arange(120) // 2).tolist())
+    predicted = scores.argmax(axis=1)
+    expected = {
+        "top-1": sk.accuracy_score(labels, predicted),
+        "balanced accuracy": sk.balanced_accuracy_score(labels, predicted),
+        "macro F1": sk.f1_score(labels, predicted, average="macro"),
+        "macro AUROC": np.mean([sk.roc_auc_score(labels == c, scores[:, c]) for c in range(3)]),
+    }
+    assert [r.name for r in results] == list(expected)
+    for result in results:
+        assert result.value == pytest.approx(expected[result.name], abs=1e-12)
+        assert 1 / 3 < result.low < result.value < result.high < 1
+        assert result.n == 120
+    with pytest.raises(ValueError, match="no images"):
+        classification_results(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
+
+
+def test_retrieval_is_exact_at_any_chunk_and_counts_several_captions() -> None:
+    from torchmetrics.functional.retrieval import retrieval_hit_rate
+
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    images, texts = unit(rng, 30, 4), unit(rng, 60, 4)
+    image_ids, text_ids = np.arange(30), np.repeat(np.arange(30), 2)
+    by_chunk = [retrieval_results(images, texts, image_ids, text_ids, chunk=c) for c in (1, 7, 1000)]
+    assert by_chunk[0] == by_chunk[1] == by_chunk[2]
+    assert len(by_chunk[0]) == 6
+    similarity = torch.tensor(images @ texts.T)
+    # Shifted to be positive: torchmetrics drops negative similarities.
+    for result, scores, relevant, k in zip(
+        by_chunk[0],
+        [similarity + 2] * 3 + [similarity.T + 2] * 3,
+        [torch.tensor(image_ids[:, None] == text_ids)] * 3 + [torch.tensor(text_ids[:, None] == image_ids)] * 3,
+        (1, 5, 10) * 2,
+        strict=True,
+    ):
+        hits = [retrieval_hit_rate(s, r, top_k=k).item() for s, r in zip(scores, relevant, strict=True)]
+        assert result.value == pytest.approx(np.mean(hits), abs=1e-9), result.name
+    perfect = retrieval_results(images, images, image_ids, image_ids, ks=(1,))
+    assert [r.value for r in perfect] == [1.0, 1.0]
+    with pytest.raises(ValueError, match="1 of 30 queries have nothing"):
+        retrieval_results(images, texts, image_ids, np.where(text_ids == 29, 28, text_ids))
+    with pytest.raises(ValueError, match="30 images with 29 ids"):
+        retrieval_results(images, texts, image_ids[1:], text_ids)
