@@ -463,6 +463,17 @@ def test_eval_refuses_at_the_call(shards: ShardSet) -> None:
         eval_batches(shards, [0], PREPROCESS, batch_size=0)
 
 
+def test_pinning_covers_what_travels_to_the_device(shards: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[Tensor] = []
+    monkeypatch.setattr(Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
+    batch = next(loader(shards))
+    copy = batch.pin_memory()
+    assert {id(tensor) for tensor in pinned} == {id(batch.group_ids), id(batch.images), id(batch.tokens)}
+    assert joined([copy]) == joined([batch])
+    assert copy.images is not batch.images
+    assert next(eval_batches(shards, [0], PREPROCESS)).pin_memory().tokens is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
