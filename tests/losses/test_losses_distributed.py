@@ -70,6 +70,8 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         results[name] = (mean / size, gradients(module))
     if rank == size - 1:
         torch.save(results, f"{folder}/results.pt")
+    # A rank that leaves while another still talks to it makes gloo abort that one.
+    dist.barrier()
     dist.destroy_process_group()
 
 
