@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -57,7 +56,7 @@ def test_a_tiny_model_learns_from_shards(tmp_path: Path) -> None:
         encoder.preprocess,
         LoaderConfig(workers=0),
         global_batch=16,
-        tokenize=partial(encoder.tokenize),
+        tokenize=encoder.tokenize,
     )
     loss_function = build_loss(InfoNCEConfig())
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=3e-3)

@@ -6,12 +6,11 @@ milliseconds and its whole state is (seed, position). Nothing is drawn from the 
 
 from __future__ import annotations
 
-import bisect
 import logging
 import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import accumulate, count
+from itertools import count
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -223,12 +222,10 @@ class _Reader:
         self.shards = shards
         self.max_pixels = max_pixels
         self.min_size = min_size
-        self.ends = list(accumulate(shards.sizes))
 
     def read(self, index: int) -> tuple[Sample, UInt8[np.ndarray, "H W C"]]:
         sample = self.shards.read(index)
-        tar = self.shards.tars[bisect.bisect_right(self.ends, index)]
-        source = f"{tar}: {sample.key}.{sample.image_suffix}"
+        source = f"{self.shards.tar(index)}: {sample.key}.{sample.image_suffix}"
         image = decode_image(sample.image, max_pixels=self.max_pixels, source=source, min_size=self.min_size)
         # The encoded image has done its work; a row that kept it would keep 100 kB until the batch is sent.
         return replace(sample, image=b""), image

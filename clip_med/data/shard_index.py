@@ -77,11 +77,11 @@ class ShardIndex:
             )
             index = cls(str(document["name"]), int(document["size"]), str(document["sha256"]), samples)
             count = int(document["count"])
+        except ShardError:
+            raise
         except FileNotFoundError as error:
             raise ShardError(f"{path}: no index; run `clip-med data index {path.parent}`") from error
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-            if isinstance(error, ShardError):
-                raise
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ShardError(f"{path}: damaged index ({error!r}); run `clip-med data index {path.parent}`") from error
         if count != len(samples):
             raise ShardError(f"{path}: says {count} samples and lists {len(samples)}; run `clip-med data index` again")

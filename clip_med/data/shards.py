@@ -40,7 +40,7 @@ class ShardSet:
             raise ShardError("a shard set needs at least one shard")
         self.directory = tars[0].parent
         self.sizes = tuple(len(index.samples) for index in indexes)
-        self.digest = hashlib.sha256("\n".join(index.sha256 for index in indexes).encode()).hexdigest()
+        self.digest = set_digest(indexes)
         self.tars = tuple(tars)
         self.indexes = tuple(indexes)
         self._ends = list(accumulate(self.sizes))
@@ -81,6 +81,10 @@ class ShardSet:
         """The key of sample `index`."""
         shard, position = self._locate(index)
         return self.indexes[shard].samples[position][0]
+
+    def tar(self, index: int) -> Path:
+        """The shard that holds sample `index`."""
+        return self.tars[self._locate(index)[0]]
 
     def read(self, index: int) -> Sample:
         """Sample `index`, its bytes checked against their CRC-32.
@@ -187,6 +191,11 @@ def index_directory(directory: Path, *, on_progress: Progress | None = None) -> 
     return ShardSet.open(directory)
 
 
+def set_digest(indexes: Sequence[ShardIndex]) -> str:
+    """SHA-256 over the ordered digests of the shards: the identity of a set's data."""
+    return hashlib.sha256("\n".join(index.sha256 for index in indexes).encode()).hexdigest()
+
+
 def check_unique_keys(tars: Sequence[Path], indexes: Sequence[ShardIndex]) -> None:
     """Refuse a key that two shards hold: a split sample, or two samples that a reader would mix up."""
     owner: dict[str, Path] = {}
@@ -202,7 +211,7 @@ def write_dataset(directory: Path, indexes: Sequence[ShardIndex], *, sources: di
     document: dict[str, Any] = {
         "version": DATASET_VERSION,
         "samples": sum(len(index.samples) for index in indexes),
-        "digest": hashlib.sha256("\n".join(index.sha256 for index in indexes).encode()).hexdigest(),
+        "digest": set_digest(indexes),
         "shards": [{"name": i.name, "samples": len(i.samples), "size": i.size, "sha256": i.sha256} for i in indexes],
         "sources": sources,
     }

@@ -59,8 +59,7 @@ class DualEncoder(nn.Module):
         """Unit rows for images: uint8 0..255, normalised here, or floating point, taken as already normalised."""
         if images.dtype == torch.uint8:
             images = images.float() * self._factor + self._shift
-        features = self.clip.encode_image(images)
-        return F.normalize(features.float() if features.dtype != torch.float64 else features, dim=-1)
+        return _unit_rows(self.clip.encode_image(images))
 
     def encode_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Unit rows for token ids; T is the context length or, for towers that can be trimmed, any shorter one."""
@@ -72,8 +71,7 @@ class DualEncoder(nn.Module):
 
     def project_text(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         """Unit rows from pooled text features."""
-        features = self.text_tower.projected(pooled)
-        return F.normalize(features.float() if features.dtype != torch.float64 else features, dim=-1)
+        return _unit_rows(self.text_tower.projected(pooled))
 
     def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Int64[Tensor, "B T"]:
         """Token ids, trimmed to the longest text where that changes no feature; texts over the context are cut."""
@@ -109,6 +107,11 @@ class DualEncoder(nn.Module):
         for module in self._locked:
             module.eval()
         return self
+
+
+def _unit_rows(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+    """Rows of length 1, in fp32 at least: bf16 keeps 8 significant bits."""
+    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _parameters(module: nn.Module, names: tuple[str, ...]) -> set[int]:

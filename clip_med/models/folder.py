@@ -59,8 +59,7 @@ def save_folder(encoder: DualEncoder, directory: Path) -> None:
     if encoder.text_tower.is_hf:
         encoder.text_tower.module.config.save_pretrained(temporary)
         encoder.tokenizer.save_pretrained(temporary)  # type: ignore[attr-defined]
-        path = str(directory.resolve())
-        model_cfg["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
+        _point_text_tower_at(directory, model_cfg)
     document = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess.to_open_clip()}
     (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     # Cloned: tensors that share memory are refused by safetensors.
@@ -84,10 +83,7 @@ def load_folder(directory: Path) -> DualEncoder:
         raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
     model_cfg = document["model_cfg"]
     if "hf_model_name" in model_cfg["text_cfg"] and (directory / "config.json").is_file():
-        model_cfg["text_cfg"] |= {
-            "hf_model_name": str(directory.resolve()),
-            "hf_tokenizer_name": str(directory.resolve()),
-        }
+        _point_text_tower_at(directory, model_cfg)
     clip = _construct(model_cfg)
     weights = load_file(found[0])
     # Written by transformers before 4.31, and never a weight.
@@ -103,9 +99,13 @@ def relocate(directory: Path) -> None:
     """Rewrite the absolute path that a moved folder with a Hugging Face text tower holds, for open_clip's sake."""
     document = _read_config(directory)
     if "hf_model_name" in document["model_cfg"]["text_cfg"]:
-        path = str(directory.resolve())
-        document["model_cfg"]["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
+        _point_text_tower_at(directory, document["model_cfg"])
         (directory / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _point_text_tower_at(directory: Path, model_cfg: dict[str, Any]) -> None:
+    path = str(directory.resolve())
+    model_cfg["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
 
 
 def _open_clip(config: OpenClipModel) -> DualEncoder:
