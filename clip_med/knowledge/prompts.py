@@ -12,8 +12,8 @@ class ClassPrompts:
     """What a classifier is told about its classes.
 
     Example:
-        >>> render_prompts(ClassPrompts(classes={"CYST": ("a cyst",)}, templates=("ultrasound of {}.", "{} in a breast.")))
-        {'CYST': ('ultrasound of a cyst.', 'a cyst in a breast.')}
+        >>> render_prompts(ClassPrompts(classes={"CYST": ("a cyst",)}, templates=("{}", "ultrasound of {}.")))
+        {'CYST': ('a cyst', 'ultrasound of a cyst.')}
     """
 
     classes: Mapping[str, tuple[str, ...]]
@@ -34,7 +34,7 @@ class ClassPrompts:
 
 
 def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
-    """The prompts of each label: templates in order, within each the names in order; a prompt that repeats is kept once."""
+    """The prompts of each label: templates in order, within each the names in order; repeated prompts are kept once."""
     return {
         label: tuple(dict.fromkeys(t.replace("{}", name) for t in prompts.templates for name in names))
         for label, names in prompts.classes.items()
