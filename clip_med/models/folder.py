@@ -39,11 +39,12 @@ def build_model(config: ModelConfig) -> DualEncoder:
             return load_folder(config.path)
 
 
-def save_folder(encoder: DualEncoder, directory: Path) -> None:
+def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | None = None) -> None:
     """Write a model folder that `load_folder` and open_clip's `local-dir:` schema read; committed by a rename.
 
     A Hugging Face text tower is described by its absolute folder, since open_clip resolves it by path: after moving
-    such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip.
+    such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip. `described_as`: where the folder
+    will be once its parent has been renamed.
 
     Raises:
         ValueError: the directory exists.
@@ -59,7 +60,7 @@ def save_folder(encoder: DualEncoder, directory: Path) -> None:
     if encoder.text_tower.is_hf:
         encoder.text_tower.module.config.save_pretrained(temporary)
         encoder.tokenizer.save_pretrained(temporary)  # type: ignore[attr-defined]
-        _point_text_tower_at(directory, model_cfg)
+        _point_text_tower_at(described_as or directory, model_cfg)
     document = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess.to_open_clip()}
     (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     # Cloned: tensors that share memory are refused by safetensors.
@@ -75,24 +76,40 @@ def load_folder(directory: Path) -> DualEncoder:
         ValueError: no configuration or no safetensors weights; weights that do not fit, naming them.
     """
     import open_clip
-    from safetensors.torch import load_file
 
     document = _read_config(directory)
-    found = [directory / name for name in WEIGHTS_NAMES if (directory / name).is_file()]
-    if not found:
-        raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
     model_cfg = document["model_cfg"]
     if "hf_model_name" in model_cfg["text_cfg"] and (directory / "config.json").is_file():
         _point_text_tower_at(directory, model_cfg)
     clip = _construct(model_cfg)
+    load_weights(clip, directory)
+    preprocess = Preprocess.from_open_clip(document.get("preprocess_cfg", {}))
+    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
+
+
+def load_weights(clip: nn.Module, directory: Path) -> None:
+    """Read the weights of a model folder into an open_clip model of the same architecture.
+
+    Raises:
+        ValueError: no safetensors weights, or weights that do not fit, naming them.
+    """
+    from safetensors.torch import load_file
+
+    found = [directory / name for name in WEIGHTS_NAMES if (directory / name).is_file()]
+    if not found:
+        raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
     weights = load_file(found[0])
     # Written by transformers before 4.31, and never a weight.
     weights.pop("text.transformer.embeddings.position_ids", None)
-    missing, unexpected = clip.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        raise ValueError(f"{found[0]}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}")
-    preprocess = Preprocess.from_open_clip(document.get("preprocess_cfg", {}))
-    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
+    own = clip.state_dict()
+    wrong = [f"{name} {tuple(w.shape)}" for name, w in weights.items() if name in own and own[name].shape != w.shape]
+    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unexpected or wrong:
+        raise ValueError(
+            f"{found[0]}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}, "
+            f"of another shape {wrong[:5]}"
+        )
+    clip.load_state_dict(weights)
 
 
 def relocate(directory: Path) -> None:
@@ -149,4 +166,4 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return document
 
 
-__all__ = ["build_model", "load_folder", "relocate", "save_folder"]
+__all__ = ["build_model", "load_folder", "load_weights", "relocate", "save_folder"]
