@@ -70,7 +70,11 @@ def pretrain(
         with RunFolder(run, config) as folder:
             torch.manual_seed(config.train.seed)
             encoder = build_model(config.model).to(chosen)
+            if config.train.channels_last:
+                # Only the weights: a convolution takes the layout of its weights whatever its input has.
+                encoder.clip.visual.to(memory_format=torch.channels_last)
             on_start(_description(config, shards, encoder, total_steps, chosen))
+            _report_truncation(encoder, shards, on_start)
             pooled_text = _text_cache(encoder, shards, config.train, on_start) if config.train.cache_text else None
             loader = TrainLoader(
                 shards,
@@ -107,6 +111,19 @@ def _description(
         f"{(everything - images) / 1e6:.1f} M in the text tower; {total_steps:,} steps of {config.train.batch_size} "
         f"pairs ({epochs:.2f} epochs) on {world_size()} x {device.type}, {config.train.precision}"
     )
+
+
+# Captions read to estimate how many the context cuts: half a second of tokenizing.
+_CHECKED_CAPTIONS = 2000
+
+
+def _report_truncation(encoder: DualEncoder, shards: ShardSet, on_start: Callable[[str], None]) -> None:
+    """Say how many captions are longer than the context, from samples spread evenly over the shards."""
+    step = -(-len(shards) // _CHECKED_CAPTIONS)
+    captions = [shards.metadata(index).captions[0] for index in range(0, len(shards), step)]
+    cut = encoder.truncated(captions)
+    if cut:
+        on_start(f"{cut} of {len(captions)} captions checked are longer than the text context and are cut at its end")
 
 
 def _text_cache(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_med.config import PositiveInt, config
+from clip_med.config import Fraction, PositiveInt, config
 
 
 @config
@@ -61,10 +61,65 @@ class ViTModel:
 
 @config
 class FolderModel:
-    """A model folder: written by `save_folder`, or by open_clip (`open_clip_config.json` and safetensors weights)."""
+    """A run folder, or a model folder: written by `save_folder` or open_clip (`open_clip_config.json`, safetensors)."""
 
     kind: Literal["folder"] = "folder"
     path: Path
 
 
-ModelConfig = OpenClipModel | ViTModel | FolderModel
+@config
+class TimmTower:
+    """An image tower from timm."""
+
+    name: str
+    """A timm architecture, for example tf_efficientnet_lite0."""
+    weights: Path | None = None
+    """A safetensors file of the whole network; its classifier is left out. None: random weights."""
+    pretrained: bool = False
+    """Take timm's own weights from the hub instead."""
+    image_size: PositiveInt = 224
+    pool: Literal["avg", "token", "map", ""] = "avg"
+    """timm's pooling; "" keeps the architecture's own."""
+    proj: Literal["linear", "mlp"] = "linear"
+    dropout: Fraction = 0.0
+    """Before the projection."""
+    drop_path: Fraction = 0.0
+    """Stochastic depth inside the tower; 0 for towers that have none."""
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    """Normalisation of the input; None takes what timm states for the architecture."""
+
+    def __post_init__(self) -> None:
+        """Refuse two sources of weights."""
+        if self.weights is not None and self.pretrained:
+            raise ValueError("weights and pretrained: true are two sources of weights; give one")
+
+
+@config
+class HFTower:
+    """A text tower from transformers."""
+
+    path: str
+    """A folder, a name on the hub, or `package:NAME/FOLDER` for a folder inside an installed Python package."""
+    pooler: Literal["mean_pooler", "cls_last_hidden_state_pooler", "cls_pooler", "max_pooler"] = "mean_pooler"
+    """open_clip's names. mean: over the tokens that are no padding; cls_last_hidden_state: the first token;
+    cls: the first token through BERT's pooler layer, right only where that layer was trained."""
+    proj: Literal["linear", "mlp"] = "linear"
+    context_length: PositiveInt = 128
+    pretrained: bool = True
+    """False: the architecture of that folder with random weights."""
+
+
+@config
+class TwoTowerModel:
+    """An image tower from timm and a text tower from transformers, each with a projection head of its own."""
+
+    kind: Literal["two_tower"] = "two_tower"
+    image: TimmTower
+    text: HFTower
+    embed_dim: PositiveInt = 256
+    init_logit_bias: float | None = None
+    """Start of the logit bias, for the sigmoid loss; None: no bias."""
+
+
+ModelConfig = OpenClipModel | ViTModel | TwoTowerModel | FolderModel

@@ -78,6 +78,14 @@ class DualEncoder(nn.Module):
         tokens = self.tokenizer(list(texts))
         return self.text_tower.trim(tokens) if trim else tokens
 
+    def truncated(self, texts: Sequence[str]) -> int:
+        """How many texts are longer than the context and are cut by `tokenize`."""
+        length = self.tokenizer(["a"]).shape[1]
+        # Twice the room: a text that needs more than the context puts a token there.
+        tokens = self.tokenizer(list(texts), context_length=2 * length)  # type: ignore[call-arg]
+        padding = self.text_tower.module.config.pad_token_id if self.text_tower.is_hf else 0
+        return int((tokens[:, length:] != padding).any(dim=1).sum())
+
     def lock(self, *, image: LockPolicy = "none", text: LockPolicy = "none") -> None:
         """Freeze towers: "trunk" keeps the projection head trainable, "all" freezes it too.
 

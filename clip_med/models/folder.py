@@ -13,8 +13,10 @@ from torch import nn
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
-from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ViTModel
+from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, TwoTowerModel, ViTModel
+from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.two_tower import two_tower
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -34,9 +36,11 @@ def build_model(config: ModelConfig) -> DualEncoder:
 
             model_cfg = config.model_cfg()
             tokenizer = open_clip.SimpleTokenizer(context_length=config.context_length)
-            return DualEncoder(_construct(model_cfg), model_cfg, Preprocess(size=config.image_size), tokenizer)
+            return DualEncoder(construct(model_cfg), model_cfg, Preprocess(size=config.image_size), tokenizer)
+        case TwoTowerModel():
+            return two_tower(config)
         case FolderModel():
-            return load_folder(config.path)
+            return load_folder(resolve_folder(config.path))
 
 
 def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | None = None) -> None:
@@ -81,7 +85,7 @@ def load_folder(directory: Path) -> DualEncoder:
     model_cfg = document["model_cfg"]
     if "hf_model_name" in model_cfg["text_cfg"] and (directory / "config.json").is_file():
         _point_text_tower_at(directory, model_cfg)
-    clip = _construct(model_cfg)
+    clip = construct(model_cfg)
     load_weights(clip, directory)
     preprocess = Preprocess.from_open_clip(document.get("preprocess_cfg", {}))
     return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
@@ -112,6 +116,23 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
     clip.load_state_dict(weights)
 
 
+def resolve_folder(path: Path) -> Path:
+    """The model folder of a run (where its `latest.json` points), or the path itself when it is a model folder.
+
+    Raises:
+        ValueError: neither, or a run without a checkpoint.
+    """
+    if (path / CONFIG_NAME).is_file():
+        return path
+    latest = path / "latest.json"
+    if not latest.is_file():
+        reason = (
+            "holds no checkpoint yet" if (path / "config.yaml").is_file() else "is neither a run nor a model folder"
+        )
+        raise ValueError(f"{path}: {reason}; expected latest.json (a run) or {CONFIG_NAME} (a model)")
+    return path / json.loads(latest.read_text(encoding="utf-8"))["checkpoint"] / "model"
+
+
 def relocate(directory: Path) -> None:
     """Rewrite the absolute path that a moved folder with a Hugging Face text tower holds, for open_clip's sake."""
     document = _read_config(directory)
@@ -138,21 +159,6 @@ def _open_clip(config: OpenClipModel) -> DualEncoder:
     return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(config.name))
 
 
-def _construct(model_cfg: dict[str, Any]) -> nn.Module:
-    """An open_clip model with random weights, nothing downloaded."""
-    from open_clip.model import CLIP, CustomTextCLIP
-
-    if "multimodal_cfg" in model_cfg:
-        raise ValueError("CoCa models (multimodal_cfg) are not supported")
-    arguments = copy.deepcopy(model_cfg)
-    custom = arguments.pop("custom_text", False) or "hf_model_name" in arguments["text_cfg"]
-    if "timm_model_name" in arguments["vision_cfg"]:
-        arguments["vision_cfg"]["timm_model_pretrained"] = False
-    if "hf_model_name" in arguments["text_cfg"]:
-        arguments["text_cfg"]["hf_model_pretrained"] = False
-    return CustomTextCLIP(**arguments) if custom else CLIP(**arguments)
-
-
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_NAME
     if not path.is_file():
@@ -166,4 +172,4 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return document
 
 
-__all__ = ["build_model", "load_folder", "load_weights", "relocate", "save_folder"]
+__all__ = ["build_model", "load_folder", "load_weights", "relocate", "resolve_folder", "save_folder"]

@@ -52,6 +52,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm; None: never."""
     max_logit_scale: PositiveFloat = 100.0
     """The exponentiated scale is kept at or below this (Radford et al., arXiv 2103.00020, section 2.5)."""
+    channels_last: bool = False
+    """Memory layout of convolutions; for convolutional image towers on CPUs and on GPUs with bf16."""
     lock_image: Literal["none", "trunk", "all"] = "none"
     lock_text: Literal["none", "trunk", "all"] = "none"
     """trunk: the tower is frozen and its projection head trained; all: both frozen."""
