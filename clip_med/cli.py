@@ -6,11 +6,12 @@ Nothing heavy is imported here, so that `clip-med --help` answers at once; each 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
 from clip_med import __version__
-from clip_med.commands import data
+from clip_med.commands import config, data, evaluate, export, pretrain
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -23,15 +24,25 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"clip-med {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    data.add_parser(commands)
+    for command in (data, pretrain, evaluate, export, config):
+        command.add_parser(commands)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command: 0 on success, 1 on a failed check, 2 on bad input (one line on standard error)."""
-    namespace = build_parser().parse_args(arguments)
+    parser = build_parser()
+    namespace, rest = parser.parse_known_args(arguments)
+    if rest and not getattr(namespace, "takes_overrides", False):
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    # Words of the form --key.path value, which change values of a configuration.
+    namespace.overrides = rest
     try:
         return namespace.call(namespace)
+    except BrokenPipeError:
+        # The reader of our output has left (`| head`): nothing went wrong. The interpreter must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"clip-med: error: {error}", file=sys.stderr)
         return 2

@@ -53,6 +53,38 @@ def bootstrap_mean(
     return Result(name=name, value=value, low=float(low), high=float(high), n=int(known.sum()), unit=unit)
 
 
+def mean_of_means(
+    parts: Sequence[tuple[NDArray[np.floating], Sequence[Hashable]]],
+    *,
+    name: str,
+    unit: str = "fraction",
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Result:
+    """The unweighted mean over tasks of each task's mean, with a percentile bootstrap interval.
+
+    Every task is resampled by its own groups, independently of the others; the tasks themselves are fixed, so the
+    interval says nothing about other tasks. `n` counts the values of all tasks.
+
+    Args:
+        parts: per task its values [N] without NaN and the group of each.
+
+    Raises:
+        ValueError: no tasks.
+    """
+    if not parts:
+        raise ValueError("there are no tasks to average over")
+    rng = np.random.default_rng(seed)
+    drawn = np.zeros(replicates)
+    for values, groups in parts:
+        drawn += _replicates(*_cluster(values, ~np.isnan(values), groups), replicates, rng) / len(parts)
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    value = float(np.mean([values.mean() for values, _ in parts]))
+    n = sum(len(values) for values, _ in parts)
+    return Result(name=name, value=value, low=float(low), high=float(high), n=n, unit=unit)
+
+
 def _cluster(
     values: NDArray[np.floating], known: NDArray[np.bool_], groups: Sequence[Hashable] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -79,4 +111,4 @@ def _replicates(
     return means
 
 
-__all__ = ["bootstrap_mean"]
+__all__ = ["bootstrap_mean", "mean_of_means"]

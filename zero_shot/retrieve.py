@@ -17,8 +17,7 @@ Floats = NDArray[np.floating]
 def retrieval_results(
     image_features: Floats,
     text_features: Floats,
-    image_ids: NDArray[np.integer],
-    text_ids: NDArray[np.integer],
+    texts_of: Sequence[Sequence[int]],
     *,
     ks: Sequence[int] = (1, 5, 10),
     chunk: int = 256,
@@ -27,39 +26,41 @@ def retrieval_results(
 ) -> list[Result]:
     """R@k from images to texts and from texts to images, with 95 % bootstrap intervals over queries.
 
-    Image i and text j belong together when `image_ids[i] == text_ids[j]`; give equal captions the same id to count
-    them as correct. Only `chunk` rows of the similarity matrix exist at a time.
+    Only `chunk` rows of the similarity matrix exist at a time.
 
     Args:
         image_features: [N, D] unit rows; text_features: [M, D] unit rows.
-        image_ids: [N]; text_ids: [M].
+        texts_of: per image the rows of `text_features` that belong to it; several images may share a text.
         image_groups: [N] patients; image queries are then drawn by whole patients.
 
     Raises:
-        ValueError: lengths differ, or a query has nothing that belongs to it.
+        ValueError: lengths differ, or an image or a text has nothing that belongs to it.
     """
-    if len(image_features) != len(image_ids) or len(text_features) != len(text_ids):
-        raise ValueError(
-            f"{len(image_features)} images with {len(image_ids)} ids, {len(text_features)} texts with {len(text_ids)}"
-        )
+    if len(image_features) != len(texts_of):
+        raise ValueError(f"{len(image_features)} images, but texts_of has {len(texts_of)} entries")
+    images_of: list[list[int]] = [[] for _ in range(len(text_features))]
+    for image, texts in enumerate(texts_of):
+        for text in texts:
+            images_of[text].append(image)
     results: list[Result] = []
-    for direction, queries, items, query_ids, item_ids, groups in (
-        ("image to text", image_features, text_features, image_ids, text_ids, image_groups),
-        ("text to image", text_features, image_features, text_ids, image_ids, None),
+    for direction, queries, items, items_of, groups in (
+        ("image to text", image_features, text_features, texts_of, image_groups),
+        ("text to image", text_features, image_features, images_of, None),
     ):
-        lonely = int((~np.isin(query_ids, item_ids)).sum())
+        lonely = sum(not found for found in items_of)
         if lonely:
-            raise ValueError(f"{direction}: {lonely} of {len(query_ids)} queries have nothing that belongs to them")
-        found: dict[int, list[NDArray[np.float64]]] = {k: [] for k in ks}
+            raise ValueError(f"{direction}: {lonely} of {len(items_of)} queries have nothing that belongs to them")
+        hits: dict[int, list[NDArray[np.float64]]] = {k: [] for k in ks}
         for start in range(0, len(queries), chunk):
-            rows = slice(start, start + chunk)
-            scores = queries[rows] @ items.T
-            relevant = query_ids[rows, None] == item_ids[None, :]
+            scores = queries[start : start + chunk] @ items.T
+            relevant = np.zeros(scores.shape, dtype=bool)
+            for row, found in enumerate(items_of[start : start + chunk]):
+                relevant[row, list(found)] = True
             for k in ks:
-                found[k].append(recall_at_k(scores, relevant, k))
+                hits[k].append(recall_at_k(scores, relevant, k))
         for k in ks:
             name = f"{direction} R@{k}"
-            results.append(bootstrap_mean(np.concatenate(found[k]), name=name, groups=groups, seed=seed))
+            results.append(bootstrap_mean(np.concatenate(hits[k]), name=name, groups=groups, seed=seed))
     return results
 
 

@@ -133,7 +133,10 @@ def _load_trunk(trunk: nn.Module, file: Path) -> None:
 def _load_text(transformer: nn.Module, path: str) -> None:
     """Pretrained weights of the transformer, strictly: a layer with random weights would go unnoticed."""
     from transformers import AutoModel
+    from transformers.utils import logging as transformers_logging
 
+    # Its bar would stand between the lines of ours.
+    transformers_logging.disable_progress_bar()
     with torch.no_grad():
         source: dict[str, Any] = AutoModel.from_pretrained(path).state_dict()
     own = transformer.state_dict()

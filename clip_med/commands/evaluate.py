@@ -1,0 +1,75 @@
+"""`clip-med eval`: zero-shot classification and retrieval of a run or a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add `eval`."""
+    text = "zero-shot classification and retrieval, with 95 % intervals"
+    parser = commands.add_parser(
+        "eval",
+        help=text,
+        description=text + ". Results of a run are kept in RUN/eval/NAME.json and shown in RUN/report.html.",
+        epilog="example: clip-med eval runs/corpus --config configs/eval/corpus.yaml",
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.set_defaults(call=_eval, takes_overrides=True)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from clip_med.config import load_config
+    from zero_shot.config import EvalConfig
+
+    config = load_config(EvalConfig, arguments.config, arguments.overrides)
+    document, evaluation = evaluate_folder(
+        arguments.model, config, name=arguments.config.stem, device=arguments.device, report=arguments.report
+    )
+    from zero_shot import table
+
+    if arguments.json:
+        print(json.dumps(document, ensure_ascii=False))
+    else:
+        print(table.markdown(evaluation) if arguments.markdown else table.plain(evaluation), end="")
+    return 0
+
+
+def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report: Path | None) -> tuple[Any, Any]:
+    """Evaluate a run or model folder; of a run, keep the results and write the report. Returns (JSON, evaluation)."""
+    from clip_med.commands.progress import ImageDisplay
+    from clip_med.config import config_hash
+    from clip_med.data.shard_index import write_atomically
+    from clip_med.distributed import process_group
+    from clip_med.models.folder import load_folder, resolve_folder
+    from clip_med.training.metrics_log import read_metrics
+    from zero_shot.report import write_report
+    from zero_shot.suite import evaluate
+
+    folder = resolve_folder(model)
+    with process_group(device) as chosen, ImageDisplay() as display:  # type: ignore[arg-type]
+        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_image)
+    document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
+    is_run = (model / "latest.json").is_file()
+    if is_run:
+        (model / "eval").mkdir(exist_ok=True)
+        write_atomically(model / "eval" / f"{name}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    target = report or (model / "report.html" if is_run else None)
+    if target is not None:
+        metrics = read_metrics(model / "metrics.jsonl") if is_run else []
+        write_report(target, title=f"{model.name}: {name}", metrics=metrics, evaluation=evaluation)
+        print(f"report: {target}", file=sys.stderr)
+    return document, evaluation
+
+
+__all__ = ["add_parser", "evaluate_folder"]

@@ -1,0 +1,64 @@
+"""`clip-med pretrain`: train a dual encoder, or continue a run that was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_parser(commands: Any) -> None:
+    """Add `pretrain`."""
+    text = "train a dual encoder; repeating the command continues a run that was stopped or killed"
+    parser = commands.add_parser(
+        "pretrain",
+        help=text,
+        description=text + ". Any value of the configuration can be given as --KEY VALUE.",
+        epilog="example: clip-med pretrain configs/pretrain/demo.yaml --run runs/first --train.seed 1 "
+        "--train.optim.lr 3e-4. On several GPUs: torchrun --nproc-per-node 8 -m clip_med pretrain ...",
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or the name of a shipped one")
+    parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="the run folder")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    parser.set_defaults(call=_pretrain, takes_overrides=True)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    from clip_med.commands.progress import TrainDisplay
+    from clip_med.config import load_config
+    from clip_med.pretrain import PretrainConfig, pretrain
+
+    config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    with TrainDisplay() as display:
+        summary = pretrain(
+            config, arguments.run, device=arguments.device, on_start=display.say, on_step=display.on_step
+        )
+    if arguments.json:
+        print(
+            json.dumps(
+                {
+                    "run": str(arguments.run),
+                    "checkpoint": str(summary.checkpoint),
+                    "step": summary.step,
+                    "samples": summary.samples,
+                    "started_at_step": summary.started_at_step,
+                    "finished": summary.finished,
+                    "stopped_by": summary.stopped_by,
+                    "seconds": round(summary.seconds, 1),
+                    "results": [result.to_dict() for result in summary.results],
+                }
+            )
+        )
+    elif summary.finished:
+        print(f"{summary.samples:,} samples seen; model: {summary.checkpoint / 'model'}")
+    if not summary.finished:
+        print(f"stopped by {summary.stopped_by} after step {summary.step}; repeat to continue", file=sys.stderr)
+    # A job that was asked to stop and saved did what it should; Ctrl-C ends with the shell's usual code.
+    return 130 if summary.stopped_by == "SIGINT" else 0
+
+
+__all__ = ["add_parser"]

@@ -1,0 +1,98 @@
+"""What long work shows: a bar on a terminal, a plain line now and then elsewhere. All of it on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from clip_med.training.trainer import StepReport
+
+# Where nobody watches, a line as often as one would look.
+_SECONDS_BETWEEN_LINES: Final = 15.0
+
+
+class TrainDisplay:
+    """Shows the steps of a training run."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._plain = not console.is_terminal
+        self._task = None
+        self._last_line = 0.0
+
+    def __enter__(self) -> TrainDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._plain:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.console.print(line, highlight=False, markup=False)
+
+    def on_step(self, report: StepReport) -> None:
+        """Receives the reports of `train`."""
+        text = (
+            f"loss {report.loss:.3f}  lr {report.learning_rate:.1e}  scale {report.logit_scale:.1f}  "
+            f"{report.samples_per_second:.0f} samples/s"
+        )
+        if self._plain:
+            now = time.monotonic()
+            if now - self._last_line >= _SECONDS_BETWEEN_LINES or report.step == report.total_steps:
+                print(f"step {report.step}/{report.total_steps}  {text}", file=sys.stderr, flush=True)
+                self._last_line = now
+            return
+        if self._task is None:
+            self._task = self._bar.add_task(text, total=report.total_steps)
+        self._bar.update(self._task, completed=report.step, description=text)
+
+
+class ImageDisplay:
+    """A bar for each task of an evaluation, on a terminal only."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import Progress, TaskID
+
+        console = Console(stderr=True)
+        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> ImageDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def on_image(self, name: str, done: int, total: int) -> None:
+        """Receives the progress of `evaluate`."""
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        self._bar.update(self._tasks[name], completed=done)
+
+
+__all__ = ["ImageDisplay", "TrainDisplay"]

@@ -1,0 +1,62 @@
+"""What is evaluated, on which samples. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from clip_med.config import NonNegativeInt, PositiveInt, config
+from clip_med.knowledge.prompts import ClassPrompts
+
+
+@config
+class ClassificationTask:
+    """Zero-shot classification: each image has exactly one of the classes among its labels."""
+
+    kind: Literal["classification"] = "classification"
+    name: str
+    shards: Path
+    datasets: tuple[str, ...] = ()
+    """Only samples of these; empty: all."""
+    modalities: tuple[str, ...] = ()
+    prompts: ClassPrompts
+    ensemble: Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"] = "embedding"
+    """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
+
+
+@config
+class RetrievalTask:
+    """Image-to-text and text-to-image retrieval over all captions; equal captions count as one."""
+
+    kind: Literal["retrieval"] = "retrieval"
+    name: str
+    shards: Path
+    datasets: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    ks: tuple[PositiveInt, ...] = (1, 5, 10)
+
+
+EvalTask = ClassificationTask | RetrievalTask
+
+
+@config
+class EvalConfig:
+    """An evaluation: its tasks, and how images are read."""
+
+    tasks: tuple[EvalTask, ...]
+    batch_size: PositiveInt = 128
+    workers: NonNegativeInt = 0
+    """Processes that decode images; the results are the same."""
+    seed: NonNegativeInt = 0
+    """Of the bootstrap intervals."""
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of nothing, and results that could not be told apart."""
+        names = [task.name for task in self.tasks]
+        if not names:
+            raise ValueError("tasks must hold at least one task")
+        if len(set(names)) != len(names):
+            raise ValueError(f"tasks must have different names, got {', '.join(names)}")
+
+
+__all__ = ["ClassificationTask", "EvalConfig", "EvalTask", "RetrievalTask"]

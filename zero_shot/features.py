@@ -1,0 +1,72 @@
+"""Image and text features of a dual encoder, each image and each text encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+
+from clip_med.data.loader import eval_batches
+from clip_med.data.shards import ShardSet
+from clip_med.models.dual_encoder import DualEncoder
+
+Progress = Callable[[int, int], None]
+
+
+def image_features(
+    encoder: DualEncoder,
+    shards: ShardSet,
+    indices: Sequence[int],
+    *,
+    batch_size: int = 128,
+    workers: int = 0,
+    on_progress: Progress | None = None,
+) -> Float32[np.ndarray, "N D"]:
+    """Unit rows for the samples `indices`, in their order.
+
+    Raises:
+        ValueError: a damaged sample, by shard and key.
+    """
+    rows: list[np.ndarray] = []
+    done = 0
+    with evaluating(encoder):
+        for batch in eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers):
+            features = encoder.encode_image(batch.images.to(encoder.logit_scale.device))
+            rows.append(features.float().cpu().numpy())
+            done += len(batch)
+            if on_progress is not None:
+                on_progress(done, len(indices))
+    return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
+
+
+def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int = 256) -> Float32[np.ndarray, "M D"]:
+    """Unit rows for texts, in their order; shorter ones are encoded together, which changes no feature."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    features: np.ndarray | None = None
+    with evaluating(encoder):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            tokens = encoder.tokenize([texts[i] for i in chosen]).to(encoder.logit_scale.device)
+            rows = encoder.encode_text(tokens).float().cpu().numpy()
+            if features is None:
+                features = np.empty((len(texts), rows.shape[1]), dtype=np.float32)
+            features[chosen] = rows
+    return np.zeros((0, 0), dtype=np.float32) if features is None else features
+
+
+@contextmanager
+def evaluating(encoder: DualEncoder) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode before comes back afterwards."""
+    training = encoder.training
+    encoder.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        encoder.train(training)
+
+
+__all__ = ["image_features", "text_features"]

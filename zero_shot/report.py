@@ -1,0 +1,142 @@
+"""`report.html`: training curves, tables with intervals, confusion matrices and example images in one file."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, Final
+
+from clip_med.data.shard_index import write_atomically
+from clip_med.data.shards import ShardSet
+from zero_shot import table
+from zero_shot.suite import Evaluation, Example, TaskReport
+
+_STYLE: Final = """
+body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 72rem; margin: 2rem auto;
+  padding: 0 1rem; }
+h1 { font-size: 1.6rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.2rem; } h3 { font-size: 1rem; }
+.note { color: #5b6875; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e2e7ec; white-space: nowrap; }
+thead th { border-bottom: 2px solid #1d2733; }
+.matrix td { text-align: center; min-width: 2.6rem; border: 1px solid #fff; }
+.matrix th { font-weight: 400; border: 0; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+figure { margin: 0; font-size: .82rem; } figure img { width: 100%; background: #000; border-radius: 4px; }
+.right { color: #1a6b3c; } .wrong { color: #a8321f; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]], evaluation: Evaluation) -> None:
+    """Write the report: one HTML file that loads nothing from elsewhere; equal input gives equal bytes.
+
+    Args:
+        metrics: lines of `metrics.jsonl`; empty leaves the curves out.
+        evaluation: its example images are read from the shards it names.
+    """
+    steps = [line for line in metrics if "loss" in line]
+    parts = [
+        f"<h1>{html.escape(title)}</h1>",
+        '<p class="note">Written by clip-med. Research software, not a medical device. Brackets hold 95 % bootstrap '
+        "intervals over patients or cases.</p>",
+    ]
+    for heading, lines in table.rows(evaluation):
+        parts += [f"<h2>{heading}</h2>", _table(lines)]
+    if steps:
+        parts += ["<h2>Training</h2>", _curves(steps)]
+    opened: dict[str, ShardSet] = {}
+    for task in evaluation.tasks:
+        parts.append(f"<h2>{html.escape(task.name)}</h2>")
+        if task.confusion:
+            parts.append(_matrix(task))
+        parts.append(_examples(task.examples, opened))
+    body = "\n".join(parts)
+    document = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, document)
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    header, *rest = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line) for tag, line in _tagged(lines)]
+    return (
+        f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>'
+        f"{''.join(f'<tr>{line}</tr>' for line in rest)}</tbody></table></div>"
+    )
+
+
+def _tagged(lines: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
+    return [("th" if number == 0 else "td", line) for number, line in enumerate(lines)]
+
+
+def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Loss, learning rate and logit scale against samples seen, as one SVG."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    samples = [line["samples"] for line in steps]
+    figure = Figure(figsize=(11, 3), layout="constrained")
+    FigureCanvasSVG(figure)
+    for place, (name, label) in enumerate(
+        (("loss", "loss"), ("learning_rate", "learning rate"), ("logit_scale", "logit scale")), start=1
+    ):
+        axes = figure.add_subplot(1, 3, place)
+        axes.plot(samples, [line[name] for line in steps], color="#1f6fb2", linewidth=1.2)
+        axes.set_xlabel("samples seen")
+        axes.set_title(label, loc="left", fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e2e7ec")
+    text = StringIO()
+    # A fixed salt and no date: the ids inside the drawing, and so the file, are the same every time.
+    with matplotlib.rc_context({"svg.hashsalt": "clip-med", "svg.fonttype": "none"}):
+        figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    drawing = text.getvalue()
+    return drawing[drawing.index("<svg") :]
+
+
+def _matrix(task: TaskReport) -> str:
+    """Confusion matrix; a cell is shaded by its share of the row."""
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in task.classes)
+    lines: list[str] = []
+    for name, counts in zip(task.classes, task.confusion, strict=True):
+        total = sum(counts)
+        cells = "".join(_shaded(count, count / total if total else 0.0) for count in counts)
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return (
+        '<p class="note">Rows: truth; columns: answer.</p><div class="wide"><table class="matrix">'
+        f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+    )
+
+
+def _shaded(count: int, share: float) -> str:
+    ink = "#fff" if share > 0.55 else "#1d2733"
+    return f'<td style="background:rgba(31,111,178,{share:.2f});color:{ink}">{count}</td>'
+
+
+def _examples(examples: Sequence[Example], opened: dict[str, ShardSet]) -> str:
+    figures: list[str] = []
+    for example in examples:
+        if example.shards not in opened:
+            opened[example.shards] = ShardSet.open(example.shards)
+        sample = opened[example.shards].read(example.index)
+        kind = {"jpg": "jpeg"}.get(sample.image_suffix, sample.image_suffix)
+        data = base64.b64encode(sample.image).decode("ascii")
+        verdict = "right" if example.right else "wrong"
+        figures.append(
+            f'<figure><img alt="{html.escape(example.truth)}" src="data:image/{kind};base64,{data}">'
+            f'<figcaption><span class="{verdict}">{verdict}: {html.escape(example.answer)}</span><br>'
+            f"truth: {html.escape(example.truth)}</figcaption></figure>"
+        )
+    return f'<div class="examples">{"".join(figures)}</div>'
+
+
+__all__ = ["write_report"]

@@ -1,0 +1,67 @@
+"""Results as a table for people: one row per task, values with their 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from zero_shot.result import Result
+from zero_shot.suite import Evaluation, TaskReport
+
+
+def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
+    """(title, lines of cells) for classification and for retrieval; the first line is the header."""
+    tables: list[tuple[str, list[list[str]]]] = []
+    classification = [task for task in evaluation.tasks if task.kind == "classification"]
+    if classification:
+        header = ["task", "images", "classes", "chance", *(r.name for r in classification[0].results)]
+        lines = [header, *(_classification(task) for task in classification)]
+        if evaluation.mean_top1 is not None and len(classification) > 1:
+            mean = evaluation.mean_top1
+            lines.append(["unweighted mean", f"{mean.n:,}", "", "", cell(mean), "", "", ""])
+        tables.append(("Zero-shot classification", lines))
+    for task in evaluation.tasks:
+        if task.kind == "retrieval":
+            header = ["task", "images", *(r.name for r in task.results)]
+            tables.append(("Retrieval", [header, [task.name, f"{task.n:,}", *(cell(r) for r in task.results)]]))
+    return tables
+
+
+def cell(result: Result) -> str:
+    """`0.812 [0.790, 0.831]`."""
+    return f"{result.value:.3f} [{result.low:.3f}, {result.high:.3f}]"
+
+
+def plain(evaluation: Evaluation) -> str:
+    """The tables as aligned text."""
+    parts: list[str] = []
+    for title, lines in rows(evaluation):
+        parts.append(f"{title} (value [95 % interval])")
+        parts += _aligned(lines)
+        parts.append("")
+    return "\n".join(parts)
+
+
+def markdown(evaluation: Evaluation) -> str:
+    """The tables for a README."""
+    parts: list[str] = []
+    for title, (header, *lines) in rows(evaluation):
+        parts += [f"{title}:", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
+        parts += [*(_markdown_row(line) for line in lines), ""]
+    return "\n".join(parts)
+
+
+def _markdown_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
+
+
+def _classification(task: TaskReport) -> list[str]:
+    chance = f"{task.chance:.3f}" if task.chance is not None else ""
+    return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *(cell(result) for result in task.results)]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+
+
+__all__ = ["cell", "markdown", "plain", "rows"]
