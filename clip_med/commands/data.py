@@ -1,30 +1,109 @@
-"""`clip-med data`: index, verify and count shard sets."""
+"""`clip-med data`: make, index, verify and show shard sets."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def add_parser(commands: Any) -> None:
-    """Add `data index`, `data verify` and `data show`."""
-    parser = commands.add_parser("data", help="index, verify and count WebDataset shards")
+    """Add `data table`, `data index`, `data verify` and `data show`."""
+    parser = commands.add_parser("data", help="make, index, verify and show WebDataset shards")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
     _add(actions, "verify", _verify, "re-read every byte; exit code 1 if a digest, checksum, count or sample is wrong")
-    _add(actions, "show", _show, "count samples per modality, dataset, split and label")
+    show = _add(actions, "show", _show, "samples per modality, dataset, split and label, caption lengths, a picture")
+    show.add_argument("--sheet", metavar="FILE.png", type=Path, help="write a contact sheet of evenly spread images")
+    _add_table(actions)
 
 
-def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], help_text: str) -> None:
+def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], help_text: str) -> Any:
     parser = actions.add_parser(
         name, help=help_text, description=help_text, epilog=f"example: clip-med data {name} shards/train --json"
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="the folder that holds the *.tar files")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=call)
+    return parser
+
+
+def _add_table(actions: Any) -> None:
+    text = "make shards from a table of image paths with captions or labels"
+    parser = actions.add_parser(
+        "table",
+        help=text,
+        description=text
+        + ". Bad rows are counted and listed in OUT/rejected.jsonl. Interrupting and repeating is safe.",
+        epilog="example: clip-med data table studies.csv --images-root images --out shards/mine --modality X-ray",
+    )
+    parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a .csv, .tsv, .jsonl or .parquet file")
+    parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="gets one folder per split")
+    for field in ("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view"):
+        parser.add_argument(f"--{field}-column", metavar="NAME", help=f"column of the {field}, if not named as usual")
+    for field in ("modality", "dataset", "split"):
+        parser.add_argument(f"--{field}", metavar="TEXT", help=f"the {field} of every row")
+    parser.add_argument("--label-separator", metavar="TEXT", default="|", help="between labels of a cell; default |")
+    parser.add_argument(
+        "--fractions",
+        metavar="SHARE",
+        type=float,
+        nargs=3,
+        default=(0.8, 0.1, 0.1),
+        help="train, val, test, where there is no split column; groups stay together; default 0.8 0.1 0.1",
+    )
+    parser.add_argument("--templates", metavar="FILE.yaml", type=Path, help="sentences for rows with a label only")
+    parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
+    parser.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="default 1000")
+    parser.add_argument(
+        "--secret", metavar="FILE", type=Path, help="key of the hashes; default: OUT.secret, beside OUT"
+    )
+    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that check images; default 0")
+    parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(call=_table)
+
+
+def _table(arguments: argparse.Namespace) -> int:
+    from clip_med.config import validate
+    from data_prep.table import TableConfig, table_to_shards
+
+    chosen = {
+        name.removesuffix("_column"): value for name, value in vars(arguments).items() if name.endswith("_column")
+    }
+    settings = validate(
+        TableConfig,
+        {
+            "columns": {field: name for field, name in chosen.items() if name is not None},
+            "fractions": list(arguments.fractions),
+            **{
+                name: getattr(arguments, name)
+                for name in ("label_separator", "modality", "dataset", "split", "max_side", "samples_per_shard")
+            },
+            "templates": None if arguments.templates is None else str(arguments.templates),
+        },
+    )
+    with _Progress("images", quiet=arguments.json) as progress:
+        report = table_to_shards(
+            arguments.manifest,
+            arguments.images_root,
+            arguments.out,
+            settings,
+            secret_file=arguments.secret,
+            workers=arguments.workers,
+            strict=arguments.strict,
+            on_progress=progress,
+        )
+    _print(arguments, {**vars(report), "kept_splits": list(report.kept_splits)})
+    if report.rejected and not arguments.json:
+        print(f"see {arguments.out / 'rejected.jsonl'}", file=sys.stderr)
+    if report.groups_in_several_splits:
+        print(f"warning: {report.groups_in_several_splits} group(s) are in several splits", file=sys.stderr)
+    return 0
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -51,9 +130,20 @@ def _show(arguments: argparse.Namespace) -> int:
 
     shards = ShardSet.open(arguments.directory)
     counts = count(shards)
+    if arguments.sheet is not None:
+        from data_prep.contact_sheet import contact_sheet
+
+        contact_sheet(shards).save(arguments.sheet, "PNG")
     _print(
         arguments,
-        {"shards": len(shards.sizes), "samples": counts.samples, "captions": counts.captions, **counts.by_field},
+        {
+            "shards": len(shards.sizes),
+            "samples": counts.samples,
+            "captions": counts.captions,
+            "distinct captions": counts.distinct_captions,
+            "words per caption (5 %, 50 %, 95 %, most)": ", ".join(map(str, counts.caption_words)),
+            **counts.by_field,
+        },
     )
     return 0
 

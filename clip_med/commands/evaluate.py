@@ -11,7 +11,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add `eval`."""
-    text = "zero-shot classification and retrieval, with 95 % intervals"
+    text = "zero-shot classification and retrieval, with 95 %% intervals"
     parser = commands.add_parser(
         "eval",
         help=text,

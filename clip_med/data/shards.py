@@ -243,19 +243,32 @@ class SetCounts:
     samples: int
     by_field: dict[str, dict[str, int]]
     captions: int
+    distinct_captions: int
+    caption_words: tuple[int, int, int, int]
+    """Words per caption: 5th, 50th and 95th percentile, and the most."""
 
 
 def count(shards: ShardSet) -> SetCounts:
-    """Counts per modality, dataset, split and label, from the metadata alone."""
+    """Counts per modality, dataset, split and label, and caption lengths, from the metadata alone."""
     fields: dict[str, dict[str, int]] = {name: {} for name in ("modality", "dataset", "split", "label")}
-    captions = 0
+    captions: set[str] = set()
+    words: list[int] = []
     for index in range(len(shards)):
         sample = shards.metadata(index)
-        captions += len(sample.captions)
+        captions.update(sample.captions)
+        words += [len(caption.split()) for caption in sample.captions]
         values = [("modality", sample.modality), ("dataset", sample.dataset), ("split", sample.split)]
         for name, value in [*values, *(("label", label) for label in sample.labels)]:
             fields[name][value] = fields[name].get(value, 0) + 1
-    return SetCounts(len(shards), {k: dict(sorted(v.items())) for k, v in fields.items()}, captions)
+    words.sort()
+    low, middle, high = (words[int(share * (len(words) - 1))] for share in (0.05, 0.5, 0.95))
+    return SetCounts(
+        samples=len(shards),
+        by_field={name: dict(sorted(values.items())) for name, values in fields.items()},
+        captions=len(words),
+        distinct_captions=len(captions),
+        caption_words=(low, middle, high, words[-1]),
+    )
 
 
 __all__ = ["SetCounts", "ShardError", "ShardSet", "count", "index_directory", "open_shards", "write_dataset"]
