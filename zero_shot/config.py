@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
-from clip_med.knowledge.prompts import ClassPrompts
+from clip_med.knowledge.prompts import ClassPrompts, render_prompts
 
 
 @config
@@ -23,6 +23,14 @@ class ClassificationTask:
     ensemble: Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"] = "embedding"
     """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
 
+    def __post_init__(self) -> None:
+        """Refuse a choice of one, and an ensemble that pairs prompts which have no partner."""
+        if len(self.prompts.classes) < 2:
+            raise ValueError(f"prompts.classes must hold at least two classes, got {list(self.prompts.classes)}")
+        counts = {label: len(texts) for label, texts in render_prompts(self.prompts).items()}
+        if self.ensemble == "probability" and len(set(counts.values())) > 1:
+            raise ValueError(f"ensemble probability needs equally many prompts per class, got {counts}")
+
 
 @config
 class RetrievalTask:
@@ -34,6 +42,11 @@ class RetrievalTask:
     datasets: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     ks: tuple[PositiveInt, ...] = (1, 5, 10)
+
+    def __post_init__(self) -> None:
+        """Refuse an evaluation of nothing, and of the same twice."""
+        if not self.ks or len(set(self.ks)) != len(self.ks):
+            raise ValueError(f"ks must hold one or more different numbers, got {list(self.ks)}")
 
 
 EvalTask = ClassificationTask | RetrievalTask

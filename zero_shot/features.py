@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import numpy as np
 import torch
@@ -28,14 +28,22 @@ def image_features(
     """Unit rows for the samples `indices`, in their order.
 
     Raises:
-        ValueError: a damaged sample, by shard and key.
+        ValueError: a damaged sample, or one whose feature is not finite (it would drop out of means unseen); each by
+            shard and key.
     """
     rows: list[np.ndarray] = []
     done = 0
-    with evaluating(encoder):
-        for batch in eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers):
-            features = encoder.encode_image(batch.images.to(encoder.logit_scale.device))
-            rows.append(features.float().cpu().numpy())
+    batches = eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers)
+    with evaluating(encoder), closing(batches):
+        for batch in batches:
+            features = encoder.encode_image(batch.images.to(encoder.logit_scale.device)).float().cpu().numpy()
+            wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+            if len(wrong):
+                first = int(wrong[0])
+                raise ValueError(
+                    f"{shards.tar(int(batch.indices[first]))}: {batch.keys[first]}: the image feature is not finite"
+                )
+            rows.append(features)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(indices))
@@ -43,7 +51,11 @@ def image_features(
 
 
 def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int = 256) -> Float32[np.ndarray, "M D"]:
-    """Unit rows for texts, in their order; shorter ones are encoded together, which changes no feature."""
+    """Unit rows for texts, in their order; shorter ones are encoded together, which changes no feature.
+
+    Raises:
+        ValueError: a text whose feature is not finite.
+    """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features: np.ndarray | None = None
     with evaluating(encoder):
@@ -51,6 +63,9 @@ def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int
             chosen = order[start : start + batch_size]
             tokens = encoder.tokenize([texts[i] for i in chosen]).to(encoder.logit_scale.device)
             rows = encoder.encode_text(tokens).float().cpu().numpy()
+            if not np.isfinite(rows).all():
+                wrong = chosen[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
+                raise ValueError(f"the text feature of {texts[wrong]!r:.80} is not finite")
             if features is None:
                 features = np.empty((len(texts), rows.shape[1]), dtype=np.float32)
             features[chosen] = rows

@@ -41,8 +41,7 @@ def bootstrap_mean(
     """
     if values.ndim != 1 or (groups is not None and len(groups) != len(values)):
         raise ValueError(f"values must be [N] and groups of the same length, got {values.shape} and {groups!r:.40}")
-    if replicates < 100 or not 0 < level < 1:
-        raise ValueError(f"replicates must be at least 100 and level in (0, 1), got {replicates} and {level}")
+    _check_draws(replicates, level)
     known = ~np.isnan(values)
     if not known.any():
         return Result(name=name, value=float("nan"), low=float("nan"), high=float("nan"), n=0, unit=unit)
@@ -71,18 +70,31 @@ def mean_of_means(
         parts: per task its values [N] without NaN and the group of each.
 
     Raises:
-        ValueError: no tasks.
+        ValueError: no tasks; one without values, with NaN or with another number of groups; replicates or level out of
+            range.
     """
     if not parts:
         raise ValueError("there are no tasks to average over")
+    _check_draws(replicates, level)
+    for number, (values, groups) in enumerate(parts):
+        if values.ndim != 1 or not len(values) or len(groups) != len(values) or np.isnan(values).any():
+            raise ValueError(
+                f"task {number}: values must be [N] with N at least 1, no NaN and as many groups, got {values.shape}, "
+                f"{int(np.isnan(values).sum())} NaN and {len(groups)} groups"
+            )
     rng = np.random.default_rng(seed)
     drawn = np.zeros(replicates)
     for values, groups in parts:
-        drawn += _replicates(*_cluster(values, ~np.isnan(values), groups), replicates, rng) / len(parts)
+        drawn += _replicates(*_cluster(values, np.ones(len(values), dtype=bool), groups), replicates, rng) / len(parts)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     value = float(np.mean([values.mean() for values, _ in parts]))
     n = sum(len(values) for values, _ in parts)
     return Result(name=name, value=value, low=float(low), high=float(high), n=n, unit=unit)
+
+
+def _check_draws(replicates: int, level: float) -> None:
+    if replicates < 100 or not 0 < level < 1:
+        raise ValueError(f"replicates must be at least 100 and level in (0, 1), got {replicates} and {level}")
 
 
 def _cluster(

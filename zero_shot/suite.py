@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,10 @@ from zero_shot.retrieve import retrieval_results
 
 MEAN_TOP1: Final = "mean top-1"
 _EXAMPLES: Final = 8
+# Rows of the similarity matrix that exist at a time.
+_CHUNK: Final = 256
+
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +63,8 @@ class TaskReport:
     majority: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
+        return _without_nan(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,55 @@ class Evaluation:
     mean_top1: Result | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        mean = None if self.mean_top1 is None else self.mean_top1.to_dict()
+        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
+        mean = None if self.mean_top1 is None else _without_nan(self.mean_top1.to_dict())
         return {"tasks": [task.to_dict() for task in self.tasks], "mean_top1": mean}
 
 
-def evaluate(
-    encoder: DualEncoder, config: EvalConfig, *, on_progress: Callable[[str, int, int], None] | None = None
-) -> Evaluation:
+class _ShardImages:
+    """What is known of one shard set: all samples without their images, and the image features asked for so far."""
+
+    def __init__(self, path: Path) -> None:
+        self.shards = ShardSet.open(path)
+        self.samples = [self.shards.metadata(index) for index in range(len(self.shards))]
+        self._row: dict[int, int] = {}
+        self._features: list[NDArray[np.float32]] = []
+
+    def features(
+        self, encoder: DualEncoder, indices: Sequence[int], config: EvalConfig, on_progress: Callable[[int, int], None]
+    ) -> NDArray[np.float32]:
+        """Unit rows for the samples `indices`; only those that no task before has asked for are encoded."""
+        new = [index for index in indices if index not in self._row]
+        if new:
+            self._row |= {index: row for row, index in enumerate(new, start=len(self._row))}
+            self._features.append(
+                image_features(
+                    encoder,
+                    self.shards,
+                    new,
+                    batch_size=config.batch_size,
+                    workers=config.workers,
+                    on_progress=on_progress,
+                )
+            )
+        return np.concatenate(self._features)[[self._row[index] for index in indices]]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A task with its samples; `truth` holds class numbers, of retrieval nothing."""
+
+    task: EvalTask
+    images: _ShardImages
+    indices: list[int]
+    samples: list[Sample]
+    truth: NDArray[np.int64] | None
+
+
+def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress | None = None) -> Evaluation:
     """Run every task; intervals are drawn over whole groups (patients).
+
+    All samples are selected and their labels checked before the first image is encoded.
 
     Args:
         on_progress: called with a task's name, images done and images in all.
@@ -87,31 +132,27 @@ def evaluate(
         ValueError: shards that cannot be opened, a task without samples, a sample with none or several of the classes,
             or a damaged sample; each names task, shard or key.
     """
-    opened: dict[Path, ShardSet] = {}
-    known: dict[tuple[Path, tuple[int, ...]], NDArray[np.float32]] = {}
+    opened: dict[Path, _ShardImages] = {}
+    prepared = [_prepare(task, opened) for task in config.tasks]
     reports: list[TaskReport] = []
-    hits: list[tuple[NDArray[np.float64], list[str]]] = []
-    for task in config.tasks:
-        shards = opened.setdefault(task.shards, ShardSet.open(task.shards))
-        indices, samples = _select(task, shards)
-        encoded = (task.shards, tuple(indices))
-        if encoded not in known:
+    hits: dict[str, tuple[NDArray[np.float64], list[str]]] = {}
+    for part in prepared:
 
-            def step(done: int, total: int, name: str = task.name) -> None:
-                if on_progress is not None:
-                    on_progress(name, done, total)
+        def step(done: int, total: int, name: str = part.task.name) -> None:
+            if on_progress is not None:
+                on_progress(name, done, total)
 
-            known[encoded] = image_features(
-                encoder, shards, indices, batch_size=config.batch_size, workers=config.workers, on_progress=step
-            )
-        features = known[encoded]
-        if isinstance(task, ClassificationTask):
-            report, correct = _classify(encoder, task, features, indices, samples, config.seed)
-            hits.append((correct, [sample.group for sample in samples]))
+        features = part.images.features(encoder, part.indices, config, step)
+        if isinstance(part.task, ClassificationTask):
+            assert part.truth is not None
+            report, correct = _classify(encoder, part.task, features, part, part.truth, config.seed)
+            hits[report.name] = correct, [sample.group for sample in part.samples]
         else:
-            report = _retrieve(encoder, task, features, indices, samples, config.seed)
+            report = _retrieve(encoder, part.task, features, part, config.seed)
         reports.append(report)
-    mean = mean_of_means(hits, name=MEAN_TOP1, seed=config.seed) if hits else None
+    # By name: the draws, and so the interval, do not depend on the order of the tasks.
+    ordered = [hits[name] for name in sorted(hits)]
+    mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
     return Evaluation(tuple(reports), mean)
 
 
@@ -120,34 +161,32 @@ def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
 
     def call(encoder: DualEncoder) -> list[Result]:
         done = evaluate(encoder, config)
-        flat = [
-            Result(**{**result.to_dict(), "name": f"{task.name}/{result.name}"})
-            for task in done.tasks
-            for result in task.results
-        ]
+        flat = [replace(result, name=f"{task.name}/{result.name}") for task in done.tasks for result in task.results]
         return flat if done.mean_top1 is None else [done.mean_top1, *flat]
 
     return call
 
 
-def _select(task: EvalTask, shards: ShardSet) -> tuple[list[int], list[Sample]]:
-    """The samples of a task, without their images."""
-    indices: list[int] = []
-    samples: list[Sample] = []
-    for index in range(len(shards)):
-        sample = shards.metadata(index)
-        if task.datasets and sample.dataset not in task.datasets:
-            continue
-        if task.modalities and sample.modality not in task.modalities:
-            continue
-        indices.append(index)
-        samples.append(sample)
-    if not samples:
+def _prepare(task: EvalTask, opened: dict[Path, _ShardImages]) -> _Prepared:
+    """The samples of a task, without their images, and their classes."""
+    path = task.shards.resolve()
+    if path not in opened:
+        opened[path] = _ShardImages(task.shards)
+    images = opened[path]
+    indices = [
+        index
+        for index, sample in enumerate(images.samples)
+        if (not task.datasets or sample.dataset in task.datasets)
+        and (not task.modalities or sample.modality in task.modalities)
+    ]
+    if not indices:
         raise ValueError(
             f"task {task.name}: no sample of {task.shards} has dataset in {list(task.datasets) or 'any'} and "
             f"modality in {list(task.modalities) or 'any'}"
         )
-    return indices, samples
+    samples = [images.samples[index] for index in indices]
+    truth = _truth(task, samples) if isinstance(task, ClassificationTask) else None
+    return _Prepared(task, images, indices, samples, truth)
 
 
 def _truth(task: ClassificationTask, samples: Sequence[Sample]) -> NDArray[np.int64]:
@@ -168,12 +207,12 @@ def _classify(
     encoder: DualEncoder,
     task: ClassificationTask,
     features: NDArray[np.float32],
-    indices: Sequence[int],
-    samples: Sequence[Sample],
+    part: _Prepared,
+    truth: NDArray[np.int64],
     seed: int,
 ) -> tuple[TaskReport, NDArray[np.float64]]:
     prompts = render_prompts(task.prompts)
-    truth = _truth(task, samples)
+    samples = part.samples
     flat = text_features(encoder, [prompt for texts in prompts.values() for prompt in texts])
     ends = np.cumsum([len(texts) for texts in prompts.values()])
     scale = float(encoder.logit_scale.detach().exp())
@@ -189,9 +228,7 @@ def _classify(
             n=len(samples),
             results=tuple(classification_results(scores, truth, groups=groups, seed=seed)),
             examples=_examples(
-                task,
-                indices,
-                samples,
+                part,
                 [classes[c] for c in truth],
                 [classes[c] for c in answer],
                 (answer == truth).tolist(),
@@ -206,14 +243,10 @@ def _classify(
 
 
 def _retrieve(
-    encoder: DualEncoder,
-    task: RetrievalTask,
-    features: NDArray[np.float32],
-    indices: Sequence[int],
-    samples: Sequence[Sample],
-    seed: int,
+    encoder: DualEncoder, task: RetrievalTask, features: NDArray[np.float32], part: _Prepared, seed: int
 ) -> TaskReport:
     """Images against distinct captions; an image's captions and those equal to them are all correct."""
+    samples = part.samples
     wording: dict[int, str] = {}
     for sample in samples:
         for caption in sample.captions:
@@ -223,30 +256,27 @@ def _retrieve(
     column = {identity: number for number, identity in enumerate(ids)}
     texts_of = [sorted({column[text_id(caption, "caption")] for caption in sample.captions}) for sample in samples]
     groups = [sample.group for sample in samples]
-    best = (features @ texts.T).argmax(axis=1)
+    best = [
+        int(number)
+        for start in range(0, len(features), _CHUNK)
+        for number in (features[start : start + _CHUNK] @ texts.T).argmax(axis=1)
+    ]
     return TaskReport(
         name=task.name,
         kind=task.kind,
         n=len(samples),
         results=tuple(retrieval_results(features, texts, texts_of, ks=task.ks, image_groups=groups, seed=seed)),
         examples=_examples(
-            task,
-            indices,
-            samples,
+            part,
             [sample.captions[0] for sample in samples],
             [wording[ids[number]] for number in best],
-            [int(number) in texts_of[row] for row, number in enumerate(best)],
+            [number in texts_of[row] for row, number in enumerate(best)],
         ),
     )
 
 
 def _examples(
-    task: EvalTask,
-    indices: Sequence[int],
-    samples: Sequence[Sample],
-    truth: Sequence[str],
-    answer: Sequence[str],
-    right: Sequence[bool],
+    part: _Prepared, truth: Sequence[str], answer: Sequence[str], right: Sequence[bool]
 ) -> tuple[Example, ...]:
     """Some right and some wrong answers, spread evenly over the task: not picked by how they look."""
     chosen: list[int] = []
@@ -255,15 +285,23 @@ def _examples(
         chosen += [rows[i * len(rows) // (_EXAMPLES // 2)] for i in range(min(_EXAMPLES // 2, len(rows)))]
     return tuple(
         Example(
-            shards=str(task.shards),
-            index=indices[row],
-            key=samples[row].key,
+            shards=str(part.task.shards),
+            index=part.indices[row],
+            key=part.samples[row].key,
             truth=truth[row],
             answer=answer[row],
             right=right[row],
         )
         for row in chosen
     )
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 __all__ = ["MEAN_TOP1", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator"]

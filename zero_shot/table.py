@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from zero_shot.result import Result
@@ -17,17 +18,23 @@ def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
         lines = [header, *(_classification(task) for task in classification)]
         if evaluation.mean_top1 is not None and len(classification) > 1:
             mean = evaluation.mean_top1
-            lines.append(["unweighted mean", f"{mean.n:,}", "", "", cell(mean), "", "", ""])
+            line = ["unweighted mean", f"{mean.n:,}", "", "", cell(mean)]
+            lines.append(line + [""] * (len(header) - len(line)))
         tables.append(("Zero-shot classification", lines))
+    # One table for the tasks that share their columns.
+    retrieval: dict[tuple[str, ...], list[list[str]]] = {}
     for task in evaluation.tasks:
         if task.kind == "retrieval":
-            header = ["task", "images", *(r.name for r in task.results)]
-            tables.append(("Retrieval", [header, [task.name, f"{task.n:,}", *(cell(r) for r in task.results)]]))
+            line = [task.name, f"{task.n:,}", *(cell(result) for result in task.results)]
+            retrieval.setdefault(tuple(result.name for result in task.results), []).append(line)
+    tables += [("Retrieval", [["task", "images", *names], *lines]) for names, lines in retrieval.items()]
     return tables
 
 
 def cell(result: Result) -> str:
-    """`0.812 [0.790, 0.831]`."""
+    """`0.812 [0.790, 0.831]`; `undefined` for NaN."""
+    if math.isnan(result.value):
+        return "undefined"
     return f"{result.value:.3f} [{result.low:.3f}, {result.high:.3f}]"
 
 
