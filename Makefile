@@ -1,3 +1,4 @@
+# make demo   installs, then draws phantoms, pretrains, evaluates; report in runs/demo/report.html
 # make test   every check: format, lint, types, floors, tests
 PYTHON ?= python3
 VENV   ?= .venv
@@ -6,7 +7,10 @@ STAMP  := $(VENV)/.installed
 # Set SHORT=1 to leave out the tests marked slow.
 PYTEST_ARGS ?= $(if $(SHORT),-m "not slow")
 
-.PHONY: test lint types floors pytest clean
+.PHONY: demo test lint types floors pytest clean
+
+demo: $(STAMP)
+	$(BIN)/clip-med demo
 
 test: lint types floors pytest
 

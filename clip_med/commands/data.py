@@ -87,7 +87,7 @@ def _table(arguments: argparse.Namespace) -> int:
             "templates": None if arguments.templates is None else str(arguments.templates),
         },
     )
-    with _Progress("images", quiet=arguments.json) as progress:
+    with Progress("images", quiet=arguments.json) as progress:
         report = table_to_shards(
             arguments.manifest,
             arguments.images_root,
@@ -109,7 +109,7 @@ def _table(arguments: argparse.Namespace) -> int:
 def _index(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import index_directory
 
-    with _Progress("indexing", quiet=arguments.json) as progress:
+    with Progress("indexing", quiet=arguments.json) as progress:
         shards = index_directory(arguments.directory, on_progress=progress)
     _print(arguments, {"shards": len(shards.sizes), "samples": len(shards), "digest": shards.digest})
     return 0
@@ -119,7 +119,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import ShardSet
 
     shards = ShardSet.open(arguments.directory)
-    with _Progress("verifying", quiet=arguments.json) as progress:
+    with Progress("verifying", quiet=arguments.json) as progress:
         faults = shards.verify(on_progress=progress)
     _print(arguments, {"samples": len(shards), "faults": list(faults), "digest": shards.digest})
     return 1 if faults else 0
@@ -165,7 +165,7 @@ def _print(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-class _Progress:
+class Progress:
     """A rich bar over shards on a terminal; nothing when the output is JSON or not a terminal."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
@@ -184,4 +184,4 @@ class _Progress:
         self._bar.stop()
 
 
-__all__ = ["add_parser"]
+__all__ = ["Progress", "add_parser"]

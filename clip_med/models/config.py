@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,26 +10,38 @@ from clip_med.config import Fraction, PositiveInt, config
 
 
 @config
-class OpenClipModel:
+class InputOverrides:
+    """What the images become before they enter the tower; None keeps what the architecture or its weights state."""
+
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
+    interpolation: Literal["bicubic", "bilinear"] | None = None
+    resize_mode: Literal["shortest", "longest", "squash"] | None = None
+
+
+@config
+class OpenClipModel(InputOverrides):
     """An open_clip architecture by name, with random or pretrained weights."""
 
     kind: Literal["open_clip"] = "open_clip"
     name: str
     """An entry of `open_clip.list_models()`, for example ViT-B-32."""
     pretrained: str | None = None
-    """A pretrained tag (downloaded from the hub) or a weights file; None: random weights."""
+    """A pretrained tag (downloaded from the hub) or a weights file; None: random weights (a Hugging Face text tower
+    keeps its own pretrained ones)."""
+    image_size: PositiveInt | None = None
+    """Another size than the architecture's; position embeddings of pretrained weights are interpolated."""
+    context_length: PositiveInt | None = None
+    """Another length than the architecture's; position embeddings of pretrained weights are interpolated."""
+    force_quick_gelu: bool = False
+    """QuickGELU in place of GELU, for weights that were trained with it (OpenAI's)."""
 
 
 @config
-class ViTModel:
-    """A CLIP of any size: vision transformer and causal text transformer on CLIP's own vocabulary."""
+class ScratchText:
+    """The text side of models from scratch: CLIP's causal transformer on CLIP's own vocabulary."""
 
-    kind: Literal["vit"] = "vit"
     embed_dim: PositiveInt = 128
-    image_size: PositiveInt = 96
-    patch_size: PositiveInt = 16
-    image_width: PositiveInt = 192
-    image_layers: PositiveInt = 4
     text_width: PositiveInt = 128
     text_heads: PositiveInt = 4
     text_layers: PositiveInt = 2
@@ -36,17 +49,11 @@ class ViTModel:
     init_logit_bias: float | None = None
     """Start of the logit bias, for the sigmoid loss (-10 in SigLIP); None: no bias."""
 
-    def model_cfg(self) -> dict[str, Any]:
-        """The same in open_clip's words."""
+    def with_vision(self, vision_cfg: dict[str, Any]) -> dict[str, Any]:
+        """The whole model in open_clip's words."""
         model_cfg: dict[str, Any] = {
             "embed_dim": self.embed_dim,
-            "vision_cfg": {
-                "image_size": self.image_size,
-                "layers": self.image_layers,
-                "width": self.image_width,
-                "patch_size": self.patch_size,
-                "head_width": min(64, self.image_width),
-            },
+            "vision_cfg": vision_cfg,
             "text_cfg": {
                 "context_length": self.context_length,
                 "width": self.text_width,
@@ -60,6 +67,56 @@ class ViTModel:
 
 
 @config
+class ViTModel(ScratchText):
+    """A CLIP of any size with a vision transformer."""
+
+    kind: Literal["vit"] = "vit"
+    image_size: PositiveInt = 96
+    patch_size: PositiveInt = 16
+    image_width: PositiveInt = 192
+    image_layers: PositiveInt = 4
+
+    def model_cfg(self) -> dict[str, Any]:
+        """The same in open_clip's words."""
+        return self.with_vision(
+            {
+                "image_size": self.image_size,
+                "layers": self.image_layers,
+                "width": self.image_width,
+                "patch_size": self.patch_size,
+                "head_width": min(64, self.image_width),
+            }
+        )
+
+
+@config
+class ResNetModel(ScratchText):
+    """A CLIP of any size with CLIP's modified ResNet (Radford et al., arXiv 2103.00020, section 2.4).
+
+    Its attention pooling keeps places apart, and on small data and CPUs it learns faster than a transformer.
+    """
+
+    kind: Literal["resnet"] = "resnet"
+    image_size: PositiveInt = 96
+    """A multiple of 32."""
+    image_layers: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (1, 1, 1, 1)
+    """Blocks per stage; (3, 4, 6, 3) is RN50."""
+    image_width: PositiveInt = 16
+    """Channels of the first stage, a multiple of 2; 64 is RN50."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that the five halvings of the tower do not divide."""
+        if self.image_size % 32:
+            raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}")
+
+    def model_cfg(self) -> dict[str, Any]:
+        """The same in open_clip's words."""
+        return self.with_vision(
+            {"image_size": self.image_size, "layers": list(self.image_layers), "width": self.image_width}
+        )
+
+
+@config
 class FolderModel:
     """A run folder, or a model folder: written by `save_folder` or open_clip (`open_clip_config.json`, safetensors)."""
 
@@ -68,26 +125,24 @@ class FolderModel:
 
 
 @config
-class TimmTower:
-    """An image tower from timm."""
+class TimmTower(InputOverrides):
+    """An image tower from timm, and how images enter it."""
 
     name: str
     """A timm architecture, for example tf_efficientnet_lite0."""
     weights: Path | None = None
-    """A safetensors file of the whole network; its classifier is left out. None: random weights."""
+    """A safetensors file of the whole network under timm's names, read strictly; only a classifier is left out.
+    None: random weights."""
     pretrained: bool = False
     """Take timm's own weights from the hub instead."""
     image_size: PositiveInt = 224
-    pool: Literal["avg", "token", "map", ""] = "avg"
+    pool: Literal["avg", "token", "map", ""] = ""
     """timm's pooling; "" keeps the architecture's own."""
     proj: Literal["linear", "mlp"] = "linear"
     dropout: Fraction = 0.0
     """Before the projection."""
     drop_path: Fraction = 0.0
     """Stochastic depth inside the tower; 0 for towers that have none."""
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    """Normalisation of the input; None takes what timm states for the architecture."""
 
     def __post_init__(self) -> None:
         """Refuse two sources of weights."""
@@ -101,11 +156,14 @@ class HFTower:
 
     path: str
     """A folder, a name on the hub, or `package:NAME/FOLDER` for a folder inside an installed Python package."""
-    pooler: Literal["mean_pooler", "cls_last_hidden_state_pooler", "cls_pooler", "max_pooler"] = "mean_pooler"
-    """open_clip's names. mean: over the tokens that are no padding; cls_last_hidden_state: the first token;
-    cls: the first token through BERT's pooler layer, right only where that layer was trained."""
-    proj: Literal["linear", "mlp"] = "linear"
+    pooler: Literal["mean_pooler", "cls_last_hidden_state_pooler", "cls_pooler"] = "mean_pooler"
+    """open_clip's names (its max_pooler fails on every input). mean: over the tokens that are no padding;
+    cls_last_hidden_state: the first token; cls: the first token through BERT's pooler layer, right only where that
+    layer was trained."""
+    proj: Literal["linear", "mlp"] | None = "linear"
+    """None: no projection; the width of the tower must equal embed_dim."""
     context_length: PositiveInt = 128
+    """Tokens, special ones included; longer texts are cut."""
     pretrained: bool = True
     """False: the architecture of that folder with random weights."""
 
@@ -118,8 +176,10 @@ class TwoTowerModel:
     image: TimmTower
     text: HFTower
     embed_dim: PositiveInt = 256
+    init_logit_scale: float = math.log(1 / 0.07)
+    """Start of the logarithm of the scale (SigLIP: log 10)."""
     init_logit_bias: float | None = None
-    """Start of the logit bias, for the sigmoid loss; None: no bias."""
+    """Start of the logit bias, for the sigmoid loss (SigLIP: -10); None: no bias."""
 
 
-ModelConfig = OpenClipModel | ViTModel | TwoTowerModel | FolderModel
+ModelConfig = OpenClipModel | ViTModel | ResNetModel | TwoTowerModel | FolderModel

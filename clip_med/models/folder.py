@@ -13,10 +13,10 @@ from torch import nn
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
-from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, TwoTowerModel, ViTModel
+from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.two_tower import two_tower
+from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
 CONFIG_NAME = "open_clip_config.json"
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
@@ -31,7 +31,7 @@ def build_model(config: ModelConfig) -> DualEncoder:
     match config:
         case OpenClipModel():
             return _open_clip(config)
-        case ViTModel():
+        case ViTModel() | ResNetModel():
             import open_clip
 
             model_cfg = config.model_cfg()
@@ -117,20 +117,27 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
 
 
 def resolve_folder(path: Path) -> Path:
-    """The model folder of a run (where its `latest.json` points), or the path itself when it is a model folder.
+    """The model folder of a run (where its `latest.json` points) or of a checkpoint, or the path itself if it is one.
 
     Raises:
-        ValueError: neither, or a run without a checkpoint.
+        ValueError: none of these, a run without a checkpoint, or a `latest.json` that points to no model.
     """
-    if (path / CONFIG_NAME).is_file():
-        return path
+    for folder in (path, path / "model"):
+        if (folder / CONFIG_NAME).is_file():
+            return folder
     latest = path / "latest.json"
     if not latest.is_file():
         reason = (
             "holds no checkpoint yet" if (path / "config.yaml").is_file() else "is neither a run nor a model folder"
         )
         raise ValueError(f"{path}: {reason}; expected latest.json (a run) or {CONFIG_NAME} (a model)")
-    return path / json.loads(latest.read_text(encoding="utf-8"))["checkpoint"] / "model"
+    try:
+        folder = path / json.loads(latest.read_text(encoding="utf-8"))["checkpoint"] / "model"
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{latest}: damaged; expected {{"checkpoint": "checkpoints/step_N"}}') from error
+    if not (folder / CONFIG_NAME).is_file():
+        raise ValueError(f"{latest}: points to {folder}, which is no model folder (it has no {CONFIG_NAME})")
+    return folder
 
 
 def relocate(directory: Path) -> None:
@@ -152,11 +159,50 @@ def _open_clip(config: OpenClipModel) -> DualEncoder:
     names = open_clip.list_models()
     if config.name not in names:
         raise ValueError(f"model name {config.name!r} is not an open_clip architecture; {nearest(config.name, names)}")
-    clip = open_clip.create_model(config.name, pretrained=config.pretrained, pretrained_text=config.pretrained is None)
     model_cfg = open_clip.get_model_config(config.name)
     assert model_cfg is not None, "list_models named it"
-    preprocess = Preprocess.from_open_clip(clip.visual.preprocess_cfg)  # type: ignore[union-attr]
-    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(config.name))
+    if config.image_size is not None:
+        model_cfg["vision_cfg"]["image_size"] = config.image_size
+    if config.context_length is not None:
+        model_cfg["text_cfg"]["context_length"] = config.context_length
+    if config.force_quick_gelu:
+        model_cfg["quick_gelu"] = True
+    if config.pretrained is not None:
+        _check_pretrained(config.name, config.pretrained, quick_gelu=model_cfg.get("quick_gelu", False))
+    clip: Any = open_clip.create_model(
+        config.name,
+        pretrained=config.pretrained,
+        pretrained_text=config.pretrained is None,
+        force_image_size=config.image_size,
+        force_context_length=config.context_length,
+        force_quick_gelu=config.force_quick_gelu,
+    )
+    if hasattr(clip.visual, "trunk"):
+        check_image_size(clip.visual.trunk, config.name, model_cfg["vision_cfg"]["image_size"])
+    preprocess = overridden(Preprocess.from_open_clip(clip.visual.preprocess_cfg), config)
+    tokenizer = open_clip.get_tokenizer(config.name, context_length=config.context_length)
+    return DualEncoder(clip, model_cfg, preprocess, tokenizer)
+
+
+def _check_pretrained(name: str, pretrained: str, *, quick_gelu: bool) -> None:
+    """Refuse unknown weights, and weights of the other activation: open_clip warns of it and the features are wrong."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    tag = get_pretrained_cfg(name, pretrained)
+    if not tag:
+        if not Path(pretrained).is_file():
+            tags = list_pretrained_tags_by_model(name)
+            raise ValueError(
+                f"model pretrained {pretrained!r} is neither a file nor weights of {name}; one of {', '.join(tags)}"
+            )
+        return
+    trained_with = bool(tag.get("quick_gelu", False))
+    if trained_with != quick_gelu:
+        mend = "set force_quick_gelu: true" if trained_with else "take an architecture without QuickGELU"
+        raise ValueError(
+            f"model pretrained {pretrained!r} of {name} was trained {'with' if trained_with else 'without'} QuickGELU; "
+            f"{mend}"
+        )
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
