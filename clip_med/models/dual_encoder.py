@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,9 @@ from clip_med.data.images import Preprocess
 from clip_med.models.text import TextTower
 
 LockPolicy = Literal["none", "trunk", "all"]
+
+# Texts tokenised at a time when counting: 1024 rows of 1024 positions are 8 MB.
+_COUNTED_TOGETHER: Final = 1024
 
 
 class DualEncoder(nn.Module):
@@ -80,34 +83,57 @@ class DualEncoder(nn.Module):
 
     def truncated(self, texts: Sequence[str]) -> int:
         """How many texts are longer than the context and are cut by `tokenize`."""
-        length = self.tokenizer(["a"]).shape[1]
-        # Twice the room: a text that needs more than the context puts a token there.
-        tokens = self.tokenizer(list(texts), context_length=2 * length)  # type: ignore[call-arg]
-        padding = self.text_tower.module.config.pad_token_id if self.text_tower.is_hf else 0
-        return int((tokens[:, length:] != padding).any(dim=1).sum())
+        cut = 0
+        for start in range(0, len(texts), _COUNTED_TOGETHER):
+            part = list(texts[start : start + _COUNTED_TOGETHER])
+            tokens = self.tokenizer(part)
+            length = tokens.shape[1]
+            # With twice the room: a cut text has its end token where the whole one has a word.
+            roomy = self.tokenizer(part, context_length=2 * length)  # type: ignore[call-arg]
+            cut += int((roomy[:, :length] != tokens).any(dim=1).sum())
+        return cut
+
+    def trunk_parameters(self, tower: Literal["image", "text"]) -> list[nn.Parameter]:
+        """The parameters of a tower before its projection head."""
+        parameters, head = self._parameters_and_head(tower)
+        return [parameter for parameter in parameters if id(parameter) not in head]
 
     def lock(self, *, image: LockPolicy = "none", text: LockPolicy = "none") -> None:
         """Freeze towers: "trunk" keeps the projection head trainable, "all" freezes it too.
 
         Frozen modules stay in evaluation mode in `train()`: otherwise dropout and batch statistics come back.
+
+        Raises:
+            ValueError: "trunk" for a tower without a projection head.
         """
-        tower = self.text_tower.module
-        visual = self.clip.visual
-        heads = {
-            "image": _parameters(visual, ("proj", "head")),
-            "text": _parameters(tower, ("proj", "text_projection")),
-        }
-        owned = {id(p) for p in visual.parameters()} | {id(self.logit_scale), id(self.logit_bias)}
-        towers = {"image": list(visual.parameters()), "text": [p for p in tower.parameters() if id(p) not in owned]}
-        for name, policy in (("image", image), ("text", text)):
-            kept = heads[name] if policy == "trunk" else set[int]()
-            for parameter in towers[name]:
-                parameter.requires_grad_(policy == "none" or id(parameter) in kept)
-        trunks = [visual] if image != "none" else []
+        policies: tuple[tuple[Literal["image", "text"], LockPolicy], ...] = (("image", image), ("text", text))
+        for tower, policy in policies:
+            parameters, head = self._parameters_and_head(tower)
+            if policy == "trunk" and not head:
+                raise ValueError(f"lock {tower}: 'trunk' needs a projection head and this tower has none; use 'all'")
+            for parameter in parameters:
+                parameter.requires_grad_(policy == "none" or (policy == "trunk" and id(parameter) in head))
+        frozen: list[nn.Module] = []
+        if image != "none":
+            visual = self.clip.visual
+            # The head of open_clip's timm towers has a dropout of its own.
+            frozen.append(getattr(visual, "trunk", visual) if image == "trunk" else visual)
         if text != "none":
-            trunks.append(tower.transformer)
-        self._locked = tuple(trunks)
+            frozen.append(self.text_tower.module.transformer)
+        self._locked = tuple(frozen)
         self.train(self.training)
+
+    def _parameters_and_head(self, tower: Literal["image", "text"]) -> tuple[list[nn.Parameter], set[int]]:
+        """All parameters of a tower, and the ids of those in its projection head."""
+        visual = self.clip.visual
+        if tower == "image":
+            # Of a vision transformer, a timm tower and a ResNet, in this order.
+            return list(visual.parameters()), _parameters(visual, ("proj", "head", "attnpool.c_proj"))
+        module = self.text_tower.module
+        # In a plain CLIP the text tower is the model itself.
+        other = {id(p) for p in visual.parameters()} | {id(self.logit_scale), id(self.logit_bias)}
+        own = [parameter for parameter in module.parameters() if id(parameter) not in other]
+        return own, _parameters(module, ("proj", "text_projection"))
 
     def train(self, mode: bool = True) -> DualEncoder:
         """Set training mode; locked trunks stay in evaluation mode."""
@@ -126,7 +152,9 @@ def _parameters(module: nn.Module, names: tuple[str, ...]) -> set[int]:
     """Ids of the parameters that are, or lie in, the named attributes."""
     found: set[int] = set()
     for name in names:
-        child = getattr(module, name, None)
+        child: Any = module
+        for part in name.split("."):
+            child = getattr(child, part, None)
         if isinstance(child, nn.Parameter):
             found.add(id(child))
         elif isinstance(child, nn.Module):

@@ -35,17 +35,19 @@ class TextTower:
         """Whether positions after the longest caption can be left out without changing any feature."""
         return self.is_hf or (self.module.attn_mask is not None and self.pool in ("argmax", "eos"))
 
+    def lengths(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, " B"]:
+        """Positions of each caption up to its end; all of them where the tower cannot be trimmed."""
+        positions = tokens.shape[1]
+        if not self.trims:
+            return torch.full((len(tokens),), positions, device=tokens.device)
+        if self.is_hf:
+            return positions - (tokens != self.module.config.pad_token_id).flip(1).int().argmax(dim=1)
+        # Not by the first zero: in CLIP's vocabulary 0 is both padding and "!".
+        return self._end(tokens) + 1
+
     def trim(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T2"]:
         """The tokens up to the end of the longest caption, where the tower allows it."""
-        if not self.trims or len(tokens) == 0:
-            return tokens
-        if self.is_hf:
-            used = (tokens != self.module.config.pad_token_id).any(dim=0)
-            length = int(used.nonzero()[-1]) + 1
-        else:
-            # Not by the first zero: in CLIP's vocabulary 0 is both padding and "!".
-            length = int(self._end(tokens).max()) + 1
-        return tokens[:, :length]
+        return tokens if len(tokens) == 0 else tokens[:, : int(self.lengths(tokens).max())]
 
     def pooled(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
         """Pooled features before the projection head."""

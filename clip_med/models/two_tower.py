@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import copy
+import dataclasses
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
-from clip_med.models.config import TimmTower, TwoTowerModel
+from clip_med.models.config import InputOverrides, TwoTowerModel
 from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
+
+log = logging.getLogger(__name__)
 
 
 def two_tower(config: TwoTowerModel) -> DualEncoder:
@@ -22,35 +24,43 @@ def two_tower(config: TwoTowerModel) -> DualEncoder:
 
     Raises:
         ValueError: an unknown timm architecture (naming the nearest), weights that do not fit, a text folder or package
-            that is not there, or an image size that the architecture does not take.
+            that is not there, or an image size or context length that the towers do not take.
     """
     import timm
     from open_clip.tokenizer import HFTokenizer
 
+    image, text = config.image, config.text
     names = timm.list_models()
-    if config.image.name not in names:
-        raise ValueError(
-            f"model image.name {config.image.name!r} is not a timm model; {nearest(config.image.name, names)}"
-        )
-    path = text_folder(config.text.path)
+    # A timm name may end in the tag of its weights: vit_base_patch16_224.augreg_in21k.
+    if image.name.partition(".")[0] not in names:
+        raise ValueError(f"model image.name {image.name!r} is not a timm model; {nearest(image.name, names)}")
+    path = text_folder(text.path)
+    _check_text(path, config)
     model_cfg = _model_cfg(config, path)
-    clip: Any = construct(model_cfg)
+    try:
+        clip: Any = construct(model_cfg)
+    except (AssertionError, RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model image {image.name!r}: timm does not build it with pool {image.pool!r} and drop_path "
+            f"{image.drop_path}: {error}"
+        ) from error
     trunk: Any = clip.visual.trunk
-    _check_image_size(trunk, config.image)
-    if config.image.weights is not None:
-        _load_trunk(trunk, config.image.weights)
-    elif config.image.pretrained:
-        trunk.load_state_dict(timm.create_model(config.image.name, pretrained=True, num_classes=0).state_dict())
-    if config.text.pretrained:
+    check_image_size(trunk, image.name, image.image_size)
+    if image.weights is not None:
+        _load_trunk(trunk, image.weights)
+    elif image.pretrained:
+        trunk.load_state_dict(timm.create_model(image.name, pretrained=True, num_classes=0).state_dict())
+    if text.pretrained:
         _load_text(clip.text.transformer, path)
-    stated = trunk.default_cfg
-    preprocess = Preprocess(
-        size=config.image.image_size,
-        mean=config.image.mean or tuple(stated["mean"]),
-        std=config.image.std or tuple(stated["std"]),
-    )
-    tokenizer = HFTokenizer(path, context_length=config.text.context_length)
-    return DualEncoder(clip, model_cfg, preprocess, tokenizer)
+    stated = Preprocess.from_open_clip({key: trunk.default_cfg[key] for key in ("mean", "std", "interpolation")})
+    preprocess = overridden(dataclasses.replace(stated, size=image.image_size), image)
+    return DualEncoder(clip, model_cfg, preprocess, HFTokenizer(path, context_length=text.context_length))
+
+
+def overridden(preprocess: Preprocess, overrides: InputOverrides) -> Preprocess:
+    """The preprocessing with what a configuration states in place of what the architecture does."""
+    values = {field.name: getattr(overrides, field.name) for field in dataclasses.fields(InputOverrides)}
+    return dataclasses.replace(preprocess, **{name: value for name, value in values.items() if value is not None})
 
 
 def text_folder(path: str) -> str:
@@ -62,7 +72,7 @@ def text_folder(path: str) -> str:
     if not path.startswith("package:"):
         return path
     name, _, inside = path.removeprefix("package:").partition("/")
-    spec = find_spec(name)
+    spec = find_spec(name) if name.isidentifier() else None
     if spec is None or spec.origin is None:
         raise ValueError(
             f"model text.path {path!r}: the Python package {name!r} is not installed; "
@@ -74,10 +84,38 @@ def text_folder(path: str) -> str:
     return str(folder)
 
 
+def _check_text(path: str, config: TwoTowerModel) -> None:
+    """Refuse what open_clip would only fail on later, or not at all."""
+    from open_clip.hf_configs import arch_dict
+    from transformers import AutoConfig
+
+    try:
+        tower = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model text.path {path!r}: no transformers model there: {error}") from error
+    if tower.model_type not in arch_dict:
+        raise ValueError(
+            f"model text.path {path!r} is of type {tower.model_type!r}; open_clip takes {', '.join(sorted(arch_dict))}"
+        )
+    width = getattr(tower, arch_dict[tower.model_type]["config_names"]["width"])
+    if config.text.proj is None and width != config.embed_dim:
+        raise ValueError(
+            f"model text.proj: null needs embed_dim {width}, the width of the tower, got {config.embed_dim}"
+        )
+    positions = getattr(tower, "max_position_embeddings", None)
+    if positions is not None and tower.model_type in ("roberta", "xlm-roberta"):
+        positions -= tower.pad_token_id + 1  # they count positions from after the padding id
+    if positions is not None and config.text.context_length > positions:
+        raise ValueError(
+            f"model text.context_length: {path} has {positions} positions, got {config.text.context_length}"
+        )
+
+
 def _model_cfg(config: TwoTowerModel, text_path: str) -> dict[str, Any]:
     image, text = config.image, config.text
     model_cfg: dict[str, Any] = {
         "embed_dim": config.embed_dim,
+        "init_logit_scale": config.init_logit_scale,
         "vision_cfg": {
             "timm_model_name": image.name,
             "timm_model_pretrained": False,
@@ -98,36 +136,46 @@ def _model_cfg(config: TwoTowerModel, text_path: str) -> dict[str, Any]:
     }
     if config.init_logit_bias is not None:
         model_cfg["init_logit_bias"] = config.init_logit_bias
-    return copy.deepcopy(model_cfg)
+    return model_cfg
 
 
-def _check_image_size(trunk: Any, image: TimmTower) -> None:
-    """Transformers of a fixed size: open_clip builds them at timm's own size, whatever the configuration says."""
+def check_image_size(trunk: Any, name: str, image_size: int) -> None:
+    """Refuse a size that a timm tower does not take: open_clip builds transformers at timm's own size, unasked.
+
+    Raises:
+        ValueError: the tower has a fixed size, and it is another.
+    """
     fixed = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
-    if fixed is not None and tuple(fixed) != (image.image_size, image.image_size):
-        raise ValueError(
-            f"model image.image_size: {image.name} takes {fixed[0]} x {fixed[1]} only, got {image.image_size}"
-        )
+    if fixed is not None and tuple(fixed) != (image_size, image_size):
+        raise ValueError(f"model image_size: {name} takes {fixed[0]} x {fixed[1]} only, got {image_size}")
 
 
 def _load_trunk(trunk: nn.Module, file: Path) -> None:
     """Weights of a whole timm network, all but its classifier, strictly."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not file.is_file():
         raise ValueError(f"model image.weights: {file}: no such file")
-    weights = load_file(file)
+    try:
+        weights = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"model image.weights: {file}: damaged, or no safetensors file: {error}") from error
     own = trunk.state_dict()
-    classifier = str(getattr(trunk, "default_cfg", {}).get("classifier", "classifier"))
-    extra = [name for name in weights if name not in own and not name.startswith(f"{classifier}.")]
+    stated = getattr(trunk, "default_cfg", {}).get("classifier", "classifier")
+    classifiers = tuple(f"{name}." for name in ([stated] if isinstance(stated, str) else stated))
+    left_out = [name for name in weights if name not in own and name.startswith(classifiers)]
+    extra = [name for name in weights if name not in own and name not in left_out]
     # Counters of batch normalisation are no weights, and older files leave them out.
     missing = [name for name in own if name not in weights and not name.endswith("num_batches_tracked")]
     shapes = [name for name in own if name in weights and own[name].shape != weights[name].shape]
     if extra or missing or shapes:
         raise ValueError(
-            f"{file}: missing weights {missing[:5]}, unexpected {extra[:5]}, of another shape {shapes[:5]}"
+            f"model image.weights: {file}: missing weights {missing[:5]}, unexpected {extra[:5]}, "
+            f"of another shape {shapes[:5]}"
         )
     trunk.load_state_dict({name: weights.get(name, value) for name, value in own.items()})
+    log.info("%s: all %d weights of the image tower; left out: %s", file, len(own), ", ".join(left_out) or "none")
 
 
 def _load_text(transformer: nn.Module, path: str) -> None:
@@ -135,15 +183,23 @@ def _load_text(transformer: nn.Module, path: str) -> None:
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
-    # Its bar would stand between the lines of ours.
+    # Its bar would stand between the lines of ours, and it warns of missing layers that nothing uses.
     transformers_logging.disable_progress_bar()
-    with torch.no_grad():
-        source: dict[str, Any] = AutoModel.from_pretrained(path).state_dict()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        whole, found = AutoModel.from_pretrained(path, output_loading_info=True)
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+    # Of a translation model, open_clip takes the encoder.
+    prefix = "encoder." if whole.config.is_encoder_decoder else ""
+    source: dict[str, Any] = whole.state_dict()
     own = transformer.state_dict()
-    missing = [name for name in own if name not in source]
+    # transformers fills what a file lacks with random numbers and only logs it.
+    missing = [name for name in own if prefix + name not in source or prefix + name in found["missing_keys"]]
     if missing:
-        raise ValueError(f"{path}: has no weights for {missing[:5]}")
-    transformer.load_state_dict({name: source[name] for name in own})
+        raise ValueError(f"model text.path {path!r}: has no weights for {missing[:5]}")
+    transformer.load_state_dict({name: source[prefix + name] for name in own})
 
 
-__all__ = ["text_folder", "two_tower"]
+__all__ = ["check_image_size", "overridden", "text_folder", "two_tower"]
