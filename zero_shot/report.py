@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Mapping, Sequence
-from io import StringIO
+from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any, Final
 
+from clip_med.data.images import decode_image
+from clip_med.data.sample import Sample
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shards import ShardSet
 from zero_shot import table
 from zero_shot.suite import Evaluation, Example, TaskReport
 
+_THUMBNAIL_SIDE: Final = 320
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -127,16 +130,26 @@ def _examples(examples: Sequence[Example], opened: dict[str, ShardSet]) -> str:
     for example in examples:
         if example.shards not in opened:
             opened[example.shards] = ShardSet.open(example.shards)
-        sample = opened[example.shards].read(example.index)
-        kind = {"jpg": "jpeg"}.get(sample.image_suffix, sample.image_suffix)
-        data = base64.b64encode(sample.image).decode("ascii")
+        data = base64.b64encode(_thumbnail(opened[example.shards].read(example.index))).decode("ascii")
         verdict = "right" if example.right else "wrong"
         figures.append(
-            f'<figure><img alt="{html.escape(example.truth)}" src="data:image/{kind};base64,{data}">'
+            f'<figure><img alt="{html.escape(example.truth)}" src="data:image/jpeg;base64,{data}">'
             f'<figcaption><span class="{verdict}">{verdict}: {html.escape(example.answer)}</span><br>'
             f"truth: {html.escape(example.truth)}</figcaption></figure>"
         )
     return f'<div class="examples">{"".join(figures)}</div>'
+
+
+def _thumbnail(sample: Sample) -> bytes:
+    """The image as a JPEG of at most 320 pixels: originals of megabytes would make the report too large to open."""
+    from PIL import Image
+
+    pixels = decode_image(sample.image, source=sample.key)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    file = BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    return file.getvalue()
 
 
 __all__ = ["write_report"]

@@ -11,7 +11,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add `eval`."""
-    text = "zero-shot classification and retrieval, with 95 %% intervals"
+    text = "zero-shot classification and retrieval, with bootstrap intervals"
     parser = commands.add_parser(
         "eval",
         help=text,
@@ -67,7 +67,7 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
     target = report or (model / "report.html" if is_run else None)
     if target is not None:
         metrics = read_metrics(model / "metrics.jsonl") if is_run else []
-        write_report(target, title=f"{model.name}: {name}", metrics=metrics, evaluation=evaluation)
+        write_report(target, title=f"{model.resolve().name}: {name}", metrics=metrics, evaluation=evaluation)
         print(f"report: {target}", file=sys.stderr)
     return document, evaluation
 
