@@ -14,15 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clip_med.models.config import FolderModel, OpenClipModel, ViTModel
+from clip_med.models.config import FolderModel, OpenClipModel, ResNetModel, ViTModel
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.folder import build_model, load_folder, relocate, save_folder
+from clip_med.models.folder import build_model, load_folder, relocate, resolve_folder, save_folder
+from tests.models.tiny_bert import write_bert
 
 TEXTS = ["left effusion!", "a small nodule in the upper lobe of the right lung", "!"]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
 TEXT = {"context_length": 77, "width": 32, "heads": 2, "layers": 2}
-VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] left effusion a small nodule in the upper lobe of right lung !"
-WORDS = VOCABULARY.split()
 
 
 def make(kind: str, tmp_path: Path) -> DualEncoder:
@@ -56,19 +55,7 @@ def make(kind: str, tmp_path: Path) -> DualEncoder:
 
 def bert_folder(folder: Path) -> dict[str, Any]:
     """A BiomedCLIP-shaped text tower: BERT, CLS of the last layer, MLP head, 256 positions."""
-    from transformers import BertConfig, BertTokenizerFast
-
-    folder.mkdir()
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=256,
-    ).save_pretrained(folder)
+    write_bert(folder)
     return {
         "context_length": 256,
         "hf_model_name": str(folder),
@@ -201,6 +188,104 @@ def test_locked_parts_do_not_train(kind: str, policy: Any, encoder_of: Callable[
     encoder.train()
     assert encoder.clip.visual.training
     assert all(p.requires_grad for p in encoder.clip.parameters())
+
+
+def test_a_locked_resnet_keeps_its_projection() -> None:
+    encoder = build_model(ResNetModel(embed_dim=16, image_size=32, image_width=8, text_width=32, text_heads=2))
+    encoder.lock(image="trunk", text="all")
+    trainable = {name for name, p in encoder.clip.named_parameters() if p.requires_grad}
+    assert trainable == {"logit_scale", "visual.attnpool.c_proj.weight", "visual.attnpool.c_proj.bias"}
+
+
+def test_a_tower_without_a_projection_is_not_locked_up_to_it(encoder_of: Callable[[str], DualEncoder]) -> None:
+    encoder = encoder_of("vit")
+    encoder.clip.visual.proj = None
+    with pytest.raises(ValueError, match=r"lock image: 'trunk' needs a projection head.*use 'all'"):
+        encoder.lock(image="trunk")
+
+
+@pytest.mark.parametrize("kind", ["vit", "bert"])
+def test_texts_over_the_context_are_counted(kind: str, encoder_of: Callable[[str], DualEncoder]) -> None:
+    encoder = encoder_of(kind)
+    # Two positions go to the special tokens; "!" has id 0 in CLIP's vocabulary, as its padding.
+    room = (256 if kind == "bert" else 77) - 2
+    fits, cut = ["lung " * room, "! " * room, "", "left"], ["lung " * (room + 1), "! " * (room + 1), "a " * 3 * room]
+    assert encoder.truncated(fits) == 0
+    assert encoder.truncated(cut) == 3
+    assert encoder.truncated((fits + cut) * 200) == 600  # more than are counted at once
+    assert encoder.truncated([]) == 0
+
+
+def test_overrides_of_an_architecture_are_stored_with_it(tmp_path: Path) -> None:
+    import open_clip
+
+    config = OpenClipModel(
+        name="ViT-S-32-alt",
+        image_size=64,
+        context_length=20,
+        force_quick_gelu=True,
+        mean=(0.5, 0.5, 0.5),
+        resize_mode="longest",
+    )
+    encoder = build_model(config).eval()
+    assert encoder.preprocess.size == 64
+    assert (encoder.preprocess.mean, encoder.preprocess.resize_mode) == ((0.5, 0.5, 0.5), "longest")
+    assert encoder.preprocess.std == build_model(OpenClipModel(name="ViT-S-32-alt")).preprocess.std
+    assert encoder.tokenize(TEXTS, trim=False).shape == (3, 20)
+    save_folder(encoder, tmp_path / "saved")
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'saved'}")
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    theirs.eval()
+    with torch.no_grad():
+        image: Tensor = theirs.encode_image(images, normalize=True)  # type: ignore[operator]
+        text: Tensor = theirs.encode_text(encoder.tokenize(TEXTS, trim=False), normalize=True)  # type: ignore[operator]
+        torch.testing.assert_close(encoder.encode_image(images), image, rtol=0, atol=1e-5)
+        torch.testing.assert_close(encoder.encode_text(encoder.tokenize(TEXTS)), text, rtol=0, atol=1e-5)
+    assert "mean=[0.5, 0.5, 0.5]" in str(transform)
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "quick", "message"),
+    [
+        ("ViT-B-32", "openai", False, "trained with QuickGELU; set force_quick_gelu: true"),
+        ("ViT-B-32-quickgelu", "laion400m_e32", True, None),
+        ("ViT-B-32", "laion2b_s34b_b79k", True, "trained without QuickGELU; take an architecture without"),
+        ("ViT-B-32", "laion3b", False, "neither a file nor weights of ViT-B-32; one of .*laion2b_s34b_b79k"),
+    ],
+)
+def test_weights_of_another_activation_are_refused(
+    name: str, pretrained: str, quick: bool, message: str | None
+) -> None:
+    config = OpenClipModel(name=name, pretrained=pretrained, force_quick_gelu=quick)
+    if message is None:
+        from clip_med.models.folder import _check_pretrained  # what follows would download
+
+        _check_pretrained(name, pretrained, quick_gelu=quick)
+        return
+    with pytest.raises(ValueError, match=message):
+        build_model(config)
+
+
+def test_runs_checkpoints_and_models_are_told_apart(encoder_of: Callable[[str], DualEncoder], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    model = run / "checkpoints" / "step_3" / "model"
+    model.parent.mkdir(parents=True)
+    save_folder(encoder_of("vit"), model)
+    with pytest.raises(ValueError, match="neither a run nor a model folder"):
+        resolve_folder(run)
+    (run / "config.yaml").write_text("")
+    with pytest.raises(ValueError, match="holds no checkpoint yet"):
+        resolve_folder(run)
+    (run / "latest.json").write_text(json.dumps({"checkpoint": "checkpoints/step_3"}))
+    assert resolve_folder(run) == resolve_folder(model.parent) == resolve_folder(model) == model
+    assert build_model(FolderModel(path=run)).preprocess.size == 32
+    for damaged in ("{", "[]", '{"step": 3}'):
+        (run / "latest.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"latest.json: damaged; expected"):
+            resolve_folder(run)
+    (run / "latest.json").write_text(json.dumps({"checkpoint": "checkpoints/step_4"}))
+    with pytest.raises(ValueError, match=r"points to .*step_4/model, which is no model folder"):
+        resolve_folder(run)
 
 
 def test_unknown_architectures_name_the_nearest() -> None:
