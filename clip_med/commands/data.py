@@ -11,7 +11,7 @@ from typing import Any
 
 
 def add_parser(commands: Any) -> None:
-    """Add `data table`, `data index`, `data verify` and `data show`."""
+    """Add `data table`, `data phantoms`, `data index`, `data verify` and `data show`."""
     parser = commands.add_parser("data", help="make, index, verify and show WebDataset shards")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
@@ -19,6 +19,7 @@ def add_parser(commands: Any) -> None:
     show = _add(actions, "show", _show, "samples per modality, dataset, split and label, caption lengths, a picture")
     show.add_argument("--sheet", metavar="FILE.png", type=Path, help="write a contact sheet of evenly spread images")
     _add_table(actions)
+    _add_phantoms(actions)
 
 
 def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], help_text: str) -> Any:
@@ -66,6 +67,40 @@ def _add_table(actions: Any) -> None:
     parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=_table)
+
+
+def _add_phantoms(actions: Any) -> None:
+    text = "draw procedural phantoms: a teaching and testing set, no real images"
+    parser = actions.add_parser(
+        "phantoms", help=text, description=text, epilog="example: clip-med data phantoms shards/phantoms --train 9000"
+    )
+    parser.add_argument("out", metavar="OUT", type=Path, help="gets one folder per split")
+    for split, count in (("train", 7200), ("val", 900), ("test", 900), ("heldout", 900)):
+        parser.add_argument(
+            f"--{split}", metavar="N", type=int, default=count, help=f"images; default {count}, 0: none"
+        )
+    parser.add_argument("--size", metavar="PIXELS", type=int, default=96, help="height and width; default 96")
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="default 0")
+    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that draw; default 0")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    parser.set_defaults(call=_phantoms)
+
+
+def _phantoms(arguments: argparse.Namespace) -> int:
+    from data_prep.phantoms.write import write_phantoms
+
+    counts = {split: n for split in ("train", "val", "test", "heldout") if (n := getattr(arguments, split))}
+    with Progress("drawing", quiet=arguments.json) as progress:
+        write_phantoms(
+            arguments.out,
+            counts,
+            size=arguments.size,
+            seed=arguments.seed,
+            workers=arguments.workers,
+            on_progress=progress,
+        )
+    _print(arguments, {"out": str(arguments.out), "images": counts})
+    return 0
 
 
 def _table(arguments: argparse.Namespace) -> int:

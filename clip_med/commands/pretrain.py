@@ -22,6 +22,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or the name of a shipped one")
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="the run folder")
+    parser.add_argument(
+        "--eval", metavar="CONFIG", type=Path, help="evaluate at the end and, with train.eval_every_samples, before it"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.set_defaults(call=_pretrain, takes_overrides=True)
@@ -33,9 +36,20 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from clip_med.pretrain import PretrainConfig, pretrain
 
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
+    evaluators: list[Any] = []
+    if arguments.eval is not None:
+        from zero_shot.config import EvalConfig
+        from zero_shot.suite import evaluator
+
+        evaluators.append(evaluator(load_config(EvalConfig, arguments.eval)))
     with TrainDisplay() as display:
         summary = pretrain(
-            config, arguments.run, device=arguments.device, on_start=display.say, on_step=display.on_step
+            config,
+            arguments.run,
+            evaluators=evaluators,
+            device=arguments.device,
+            on_start=display.say,
+            on_step=display.on_step,
         )
     if arguments.json:
         print(
