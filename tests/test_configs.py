@@ -1,0 +1,52 @@
+"""Every shipped configuration loads and says what it is for; those that need no data build their model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from clip_med.commands.config import config_class
+from clip_med.config import configs_root, load_config
+from clip_med.models.config import TwoTowerModel
+from clip_med.models.folder import build_model
+from clip_med.pretrain import PretrainConfig
+from clip_med.training.optim import learning_rate
+from zero_shot.config import EvalConfig
+
+SHIPPED = sorted(configs_root().rglob("*.yaml"))
+
+
+def test_the_number_of_configurations_is_known() -> None:
+    assert [str(path.relative_to(configs_root())) for path in SHIPPED] == [
+        "eval/corpus.yaml",
+        "pretrain/corpus_small.yaml",
+        "pretrain/demo.yaml",
+    ]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_it_loads_and_has_a_header(path: Path) -> None:
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert len(header) >= 3
+    assert any("Command: clip-med " in line for line in header)
+    loaded = load_config(config_class(path), path)
+    assert isinstance(loaded, PretrainConfig | EvalConfig)
+    if isinstance(loaded, PretrainConfig):
+        # The schedule fits runs of the data that the header names (7,000 images or more).
+        samples = loaded.train.total_steps(7000) * loaded.train.batch_size
+        assert learning_rate(0, samples, loaded.train.optim, loaded.train.schedule) >= 0
+
+
+def test_the_demo_model_builds() -> None:
+    assert build_model(load_config(PretrainConfig, "pretrain/demo").model).preprocess.size == 96
+
+
+def test_the_corpus_model_builds(shared_models: Path, minilm: Path) -> None:
+    config = load_config(PretrainConfig, "pretrain/corpus_small").model
+    assert isinstance(config, TwoTowerModel)
+    weights = shared_models / "tf_efficientnet_lite0.safetensors"
+    import dataclasses
+
+    encoder = build_model(dataclasses.replace(config, image=dataclasses.replace(config.image, weights=weights)))
+    assert encoder.preprocess.mean == (0.498, 0.498, 0.498)
