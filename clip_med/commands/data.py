@@ -17,7 +17,9 @@ def add_parser(commands: Any) -> None:
     _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
     _add(actions, "verify", _verify, "re-read every byte; exit code 1 if a digest, checksum, count or sample is wrong")
     show = _add(actions, "show", _show, "samples per modality, dataset, split and label, caption lengths, a picture")
-    show.add_argument("--sheet", metavar="FILE.png", type=Path, help="write a contact sheet of evenly spread images")
+    show.add_argument(
+        "--sheet", metavar="FILE", type=Path, help="write a contact sheet of evenly spread images (.png, .jpg)"
+    )
     _add_table(actions)
     _add_phantoms(actions)
 
@@ -168,7 +170,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.sheet is not None:
         from data_prep.contact_sheet import contact_sheet
 
-        contact_sheet(shards).save(arguments.sheet, "PNG")
+        contact_sheet(shards).save(arguments.sheet)
     _print(
         arguments,
         {
