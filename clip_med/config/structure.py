@@ -42,11 +42,16 @@ def structure(expected: Any, value: Any, source: YamlSource, keys: Keys = ()) ->
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """A sentence that lists the valid names, the nearest one first: `did you mean 'x'? (valid: ...)`."""
+    """A sentence that lists the valid names, the nearest one first: `did you mean 'x'? (valid: ...)`.
+
+    Of more than 40 names (timm has 1,300) only the nearest ones are listed.
+    """
     names = sorted(valid)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, names, n=5, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}(valid: {', '.join(names)})"
+    if len(names) <= 40:
+        return f"{hint}(valid: {', '.join(names)})"
+    return f"{hint}({len(names):,} valid names{', the nearest: ' if close else ''}{', '.join(close)})"
 
 
 def dotted(keys: Keys) -> str:

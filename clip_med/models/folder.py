@@ -97,12 +97,16 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
     Raises:
         ValueError: no safetensors weights, or weights that do not fit, naming them.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     found = [directory / name for name in WEIGHTS_NAMES if (directory / name).is_file()]
     if not found:
         raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
-    weights = load_file(found[0])
+    try:
+        weights = load_file(found[0])
+    except SafetensorError as error:
+        raise ValueError(f"{found[0]}: damaged, or no safetensors file: {error}") from error
     # Written by transformers before 4.31, and never a weight.
     weights.pop("text.transformer.embeddings.position_ids", None)
     own = clip.state_dict()

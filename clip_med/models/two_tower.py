@@ -92,7 +92,10 @@ def _check_text(path: str, config: TwoTowerModel) -> None:
     try:
         tower = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model text.path {path!r}: no transformers model there: {error}") from error
+        # transformers goes on for several lines; the first says what is wrong.
+        raise ValueError(
+            f"model text.path {path!r}: no transformers model there: {str(error).splitlines()[0]}"
+        ) from error
     if tower.model_type not in arch_dict:
         raise ValueError(
             f"model text.path {path!r} is of type {tower.model_type!r}; open_clip takes {', '.join(sorted(arch_dict))}"
@@ -180,6 +183,7 @@ def _load_trunk(trunk: nn.Module, file: Path) -> None:
 
 def _load_text(transformer: nn.Module, path: str) -> None:
     """Pretrained weights of the transformer, strictly: a layer with random weights would go unnoticed."""
+    from safetensors import SafetensorError
     from transformers import AutoModel
     from transformers.utils import logging as transformers_logging
 
@@ -189,6 +193,9 @@ def _load_text(transformer: nn.Module, path: str) -> None:
     transformers_logging.set_verbosity_error()
     try:
         whole, found = AutoModel.from_pretrained(path, output_loading_info=True)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        # No weights in the folder, weights of another shape, a damaged file.
+        raise ValueError(f"model text.path {path!r}: weights: {str(error).splitlines()[0]}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
     # Of a translation model, open_clip takes the encoder.

@@ -1,0 +1,130 @@
+"""`clip-med eval` of a run and of a model folder: what it prints, what it keeps, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clip_med.cli import main
+from clip_med.pretrain import pretrain
+from tests.labelled_shards import CLASSES, write_labelled
+from tests.tiny_run import tiny_config
+
+CONFIG = """tasks:
+  - kind: classification
+    name: findings
+    shards: {shards}
+    prompts:
+      classes: {{cyst: [cyst], mass: [mass], normal: [normal]}}
+  - kind: retrieval
+    name: captions
+    shards: {shards}
+    ks: [1, 5]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards, a configuration and a run of three steps."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    shards = write_labelled(folder / "shards")
+    (folder / "small.yaml").write_text(CONFIG.format(shards=shards))
+    pretrain(tiny_config(shards, samples=24), folder / "run", device="cpu")
+    return folder
+
+
+def test_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = trained / "run"
+    assert main(["eval", str(run), "--config", str(trained / "small.yaml"), "--device", "cpu", "--json"]) == 0
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document == json.loads((run / "eval/small.json").read_text())
+    assert document["model"] == str(run / "checkpoints/step_00000003/model")
+    assert len(document["config_hash"]) == 16
+    assert [task["name"] for task in document["tasks"]] == ["findings", "captions"]
+    assert document["tasks"][0]["classes"] == list(CLASSES)
+    results = [result for task in document["tasks"] for result in task["results"]]
+    assert len(results) == 8
+    for result in [*results, document["mean_top1"]]:
+        assert 0 <= result["low"] <= result["value"] <= result["high"] <= 1
+        assert result["n"] in (24, 6)
+    report = (run / "report.html").read_text()
+    assert "run: small" in report
+    assert "samples seen" in report
+    assert f"report: {run / 'report.html'}" in shown.err
+    # Another evaluation stands beside the first; the table says the same numbers.
+    (trained / "other.yaml").write_text((trained / "small.yaml").read_text())
+    command = ["eval", str(run), "--config", str(trained / "other.yaml"), "--device", "cpu"]
+    assert main(command) == 0
+    table = capsys.readouterr().out
+    assert sorted(path.name for path in (run / "eval").iterdir()) == ["other.json", "small.json"]
+    assert f"{results[0]['value']:.3f} [{results[0]['low']:.3f}, {results[0]['high']:.3f}]" in table
+    assert "Retrieval" in table
+    assert main([*command, "--markdown", "--batch-size", "5"]) == 0
+    assert "| task | images | classes | chance | top-1 |" in capsys.readouterr().out
+
+
+def test_a_model_folder_keeps_nothing_unasked(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = trained / "run/checkpoints/step_00000003/model"
+    before = sorted(path.name for path in model.iterdir())
+    command = ["eval", str(model), "--config", str(trained / "small.yaml"), "--device", "cpu"]
+    assert main([*command, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["model"] == str(model)
+    assert "report" not in shown.err
+    assert main([*command, "--report", str(trained / "new/model.html")]) == 0
+    assert "<svg" not in (trained / "new/model.html").read_text()
+    assert sorted(path.name for path in model.iterdir()) == before
+
+
+def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = trained / "small.yaml"
+    text = config.read_text()
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "config.yaml").write_text("")
+    changes = {
+        "misspelt.yaml": text.replace("name: captions", "nmae: captions"),
+        "missing.yaml": text.replace(str(trained / "shards"), str(tmp_path / "nowhere")),
+        "label.yaml": text.replace("cyst: [cyst], ", ""),
+        "data.yaml": text + "    datasets: [none]\n",
+    }
+    for name, changed in changes.items():
+        assert changed != text
+        (tmp_path / name).write_text(changed)
+    run = trained / "run"
+    cut = shutil.copytree(run / "checkpoints/step_00000003/model", tmp_path / "cut") / "open_clip_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:1000])
+    for model, chosen, expected in (
+        (tmp_path / "cut", config, "open_clip_model.safetensors: damaged"),
+        (tmp_path / "nothing", config, "nothing: is neither a run nor a model folder"),
+        (empty, config, "empty: holds no checkpoint yet"),
+        (run, tmp_path / "misspelt.yaml", "tasks[1].nmae: unknown key; did you mean 'name'?"),
+        (run, tmp_path / "missing.yaml", "nowhere: no such directory of shards"),
+        (run, tmp_path / "label.yaml", "task findings: sample k00 has 0 of the 2 classes"),
+        (run, tmp_path / "data.yaml", "task captions: no sample"),
+        (run, tmp_path / "absent.yaml", "absent.yaml: no such configuration file"),
+    ):
+        assert main(["eval", str(model), "--config", str(chosen), "--device", "cpu"]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith("clip-med: error: ")
+        assert shown.err.count("\n") == 1
+        assert expected in shown.err
+    with pytest.raises(SystemExit) as stop:
+        main(["eval", str(run), "--config", str(config), "--batch-siez", "3"])
+    assert stop.value.code == 2
+    assert "--batch-size" in capsys.readouterr().err
+
+
+def test_help_reads_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("eval", "export", "pretrain", "config"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert "%" not in text
+        assert command == "config" or "example: clip-med" in text
