@@ -67,6 +67,32 @@ def test_the_bits_do_not_depend_on_order_mode_or_autocast(encoder: DualEncoder) 
     assert torch.equal(cache.pooled(distinct()), again.pooled(distinct()))
 
 
+def test_a_trunk_frozen_by_hand_is_encoded_without_dropout(tmp_path: Path) -> None:
+    encoder = make("bert", tmp_path)
+    expected = FrozenTextCache.build(encoder, TEXTS).pooled(distinct())
+    encoder.lock()
+    for parameter in encoder.trunk_parameters("text"):
+        parameter.requires_grad_(False)
+    assert encoder.clip.text.transformer.training
+    assert torch.equal(FrozenTextCache.build(encoder, TEXTS).pooled(distinct()), expected)
+
+
+def test_texts_of_one_length_are_encoded_together(encoder: DualEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    pool = encoder.pool_text
+
+    def recorded(tokens: Tensor) -> Tensor:
+        lengths.extend([tokens.shape[1]] * len(tokens))
+        return pool(tokens)
+
+    monkeypatch.setattr(encoder, "pool_text", recorded)
+    FrozenTextCache.build(encoder, TEXTS, batch_size=4)
+    needed = int(encoder.text_tower.lengths(encoder.tokenize(distinct())).sum())
+    assert lengths == sorted(lengths)
+    # Each batch is as wide as its longest text: ordered, that costs less than one position per text.
+    assert needed <= sum(lengths) < needed + len(lengths)
+
+
 def test_trainable_trunks_and_no_texts_are_refused(encoder: DualEncoder) -> None:
     with pytest.raises(ValueError, match="no texts"):
         FrozenTextCache.build(encoder, [])
