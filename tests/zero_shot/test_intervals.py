@@ -75,6 +75,9 @@ def test_mean_of_means_against_brute_force() -> None:
     assert (result.low, result.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])), abs=0.005)
     assert (result.n, result.name, result.unit) == (38, "mean", "fraction")
     assert result == mean_of_means(parts, name="mean", replicates=20_000)
+    # Tasks are drawn independently, also where they have equally many groups: the interval narrows by sqrt(2).
+    one, two = (mean_of_means([parts[1]] * count, name="x", replicates=20_000) for count in (1, 2))
+    assert (one.high - one.low) / (two.high - two.low) == pytest.approx(2**0.5, rel=0.05)
     assert result != mean_of_means(parts, name="mean", replicates=20_000, seed=1)
 
 

@@ -91,6 +91,7 @@ def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(sha
     assert [r.n for r in done.tasks[1].results] == [24, 24, 6, 6]
     done = evaluate(constant(), config)
     assert values(done.tasks[0])["top-1"] == pytest.approx(1 / 3)
+    assert done.tasks[0].majority == 0.5
     assert values(done.tasks[0])["macro AUROC"] == 0.5
     retrieved = values(done.tasks[1])
     assert retrieved["image to text R@1"] == pytest.approx(1 / 3)
@@ -129,6 +130,11 @@ def test_batch_size_workers_and_order_of_tasks_change_nothing(shards: Path) -> N
         assert again.mean_top1 is not None
         assert first.mean_top1.to_dict() == pytest.approx(again.mean_top1.to_dict(), abs=1e-6)
     assert evaluate(encoder, EvalConfig(tasks=tasks, seed=1)).tasks != first.tasks
+    # The mean's interval is drawn over tasks in turn: on a half-right encoder, the same in either order.
+    half = Answering(lambda i: CLASS_OF[i] if i % 5 < 3 else 0, class_in)
+    pairs = [(EvalConfig(tasks=tasks[:2], seed=s), EvalConfig(tasks=tasks[1::-1], seed=s)) for s in range(4)]
+    for forward, backward in pairs:
+        assert evaluate(half, forward).mean_top1 == evaluate(half, backward).mean_top1
 
 
 def test_every_image_is_encoded_once_without_gradient(shards: Path) -> None:
