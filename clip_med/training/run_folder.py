@@ -20,6 +20,7 @@ import torch
 from clip_med.config import ConfigError, config_hash, dump_yaml, to_plain
 from clip_med.data.shard_index import write_atomically
 from clip_med.distributed import rank, world_size
+from clip_med.training.checkpoint import sorted_checkpoints
 
 _PACKAGES: Final = (
     "clip-med",
@@ -114,7 +115,8 @@ class RunFolder:
         import yaml
 
         file = self.path / "config.yaml"
-        if file.exists():
+        # Before the first checkpoint there is nothing that another configuration could continue wrongly.
+        if file.exists() and sorted_checkpoints(self.checkpoints):
             ours, theirs = _flat(to_plain(self.config)), _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
             different = [
                 f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
