@@ -34,10 +34,10 @@ class MetricsLog:
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append one line; `line` has `step` and numbers, or `step` and `results`."""
-        self._file.write(json.dumps(line) + "\n")
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         if self._board is not None:
             scalars = {name: value for name, value in line.items() if isinstance(value, int | float)}
-            scalars |= {result["name"]: result["value"] for result in line.get("results", [])}
+            scalars |= {r["name"]: r["value"] for r in line.get("results", []) if r["value"] is not None}
             for name in scalars.keys() - {"step"}:
                 self._board.add_scalar(name, scalars[name], line["step"])
 

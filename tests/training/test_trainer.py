@@ -274,3 +274,21 @@ def test_lengths_that_make_no_sense_are_refused(shards: Path, tmp_path: Path, tr
 def test_epochs_are_whole_batches_of_the_data(shards: Path, tmp_path: Path) -> None:
     config: PretrainConfig = tiny_config(shards, samples=None, epochs=1.5)
     assert pretrain(config, tmp_path / "run").samples == 56  # 60 samples are seven whole batches of eight
+
+
+def test_before_the_first_checkpoint_settings_may_change(shards: Path, tmp_path: Path) -> None:
+    """A run that failed while its model was built is repeated with the mistake mended."""
+    with RunFolder(tmp_path / "run", tiny_config(shards)):
+        pass
+    assert pretrain(tiny_config(shards, seed=3), tmp_path / "run").finished
+    assert "seed: 3" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_undefined_results_are_null_in_the_log(shards: Path, tmp_path: Path) -> None:
+    from zero_shot.result import Result
+
+    def undefined(_: Any) -> list[Result]:
+        return [Result(name="AUROC", value=float("nan"), low=float("nan"), high=float("nan"), n=0, unit="fraction")]
+
+    pretrain(tiny_config(shards, tensorboard=True), tmp_path / "run", evaluators=[undefined])
+    assert '"value": null' in (tmp_path / "run/metrics.jsonl").read_text()
