@@ -46,7 +46,9 @@ def captions_for(labels: Sequence[str], modality: str, templates: Mapping[str, S
     lower = modality.lower()
     # Whole words for short names: "ct" is also in "cataract photography".
     matching = [
-        name for name in templates if name and (re.search(rf"\b{name}\b", lower) if len(name) < 4 else name in lower)
+        name
+        for name in templates
+        if name and (re.search(rf"\b{re.escape(name)}\b", lower) if len(name) < 4 else name in lower)
     ]
     sentences = tuple(templates[matching[0] if matching else ""])
     return render_prompts(ClassPrompts(classes={phrase: (phrase,)}, templates=sentences))[phrase]

@@ -27,7 +27,8 @@ def claim_folder(out: Path, marker: str, ours: Mapping[str, Any]) -> None:
             )
         return
     out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
+    # A kill in the middle of the line below leaves its temporary file.
+    if any(not path.name.startswith(f"{marker}.tmp-") for path in out.iterdir()):
         raise ValueError(f"{out}: is not empty and was not written by this command; choose another folder")
     write_atomically(file, json.dumps(dict(ours), indent=1) + "\n")
 

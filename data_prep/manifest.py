@@ -1,17 +1,17 @@
-"""Tables of images in: CSV, TSV, JSONL or Parquet rows, and which column means what."""
+"""Tables of images in: the rows of a CSV, TSV, JSONL or Parquet file, and which column means what."""
 
 from __future__ import annotations
 
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from clip_med.config import nearest
 
-# Accepted names per field, the first that is present is taken.
+# Usual names per field, in lower case.
 COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "path": ("path", "image", "file", "filename", "image_path", "filepath"),
     "caption": ("caption", "captions", "text", "report"),
@@ -22,44 +22,68 @@ COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "group": ("group", "patient_id", "subject_id", "case_id", "patient"),
     "licence": ("licence", "license"),
     "view": ("view",),
+    "study": ("study", "study_id"),
 }
+# Fields that may come from several columns, which are joined in the given order.
+SEVERAL: Final = ("caption", "label")
+
+
+class RowError(ValueError):
+    """One row that cannot be read, in a table whose other rows can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of a table: `number` counts from 1 without the header; absent values are empty strings."""
+    """One row of a table; absent values are empty strings.
+
+    Attributes:
+        number: counts from 1, without the header.
+        values: the remaining fields of `COLUMN_NAMES`.
+        fault: why the row cannot be read; its other attributes are then empty.
+    """
 
     number: int
-    path: str
-    captions: tuple[str, ...]
-    labels: tuple[str, ...]
-    values: Mapping[str, str]
+    path: str = ""
+    captions: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    values: Mapping[str, str] = field(default_factory=dict[str, str])
+    fault: str = ""
 
 
-def choose_columns(present: Sequence[str], chosen: Mapping[str, str], manifest: Path) -> dict[str, str]:
-    """Field to column: the columns named by the user, else those with a usual name (in any case).
+def choose_columns(
+    present: Sequence[str], chosen: Mapping[str, Sequence[str]], manifest: Path
+) -> dict[str, tuple[str, ...]]:
+    """Field to columns: those named by the user, else the one with a usual name (in any case).
 
     Raises:
-        ValueError: a named column that is not there, or no column with paths, or neither captions nor labels.
+        ValueError: a named column that is not there, two with usual names for one field, no column with paths, or
+            neither captions nor labels.
+
+    Example:
+        >>> choose_columns(["Image", "report"], {}, Path("a.csv"))
+        {'path': ('Image',), 'caption': ('report',)}
     """
-    lower = {name.lower(): name for name in present}
-    columns: dict[str, str] = {}
-    for field, names in COLUMN_NAMES.items():
-        if field in chosen:
-            if chosen[field] not in present:
-                raise ValueError(
-                    f"{manifest}: no column {chosen[field]!r} for {field}; {nearest(chosen[field], present)}"
-                )
-            columns[field] = chosen[field]
-        else:
-            found = [lower[name] for name in names if name in lower]
-            if found:
-                columns[field] = found[0]
+    columns: dict[str, tuple[str, ...]] = {}
+    for name, usual in COLUMN_NAMES.items():
+        if name in chosen:
+            for column in chosen[name]:
+                if column not in present:
+                    raise ValueError(f"{manifest}: no column {column!r} for {name}; {nearest(column, present)}")
+            columns[name] = tuple(chosen[name])
+            continue
+        found = [column for column in present if column.lower() in usual]
+        if len(found) > 1:
+            raise ValueError(
+                f"{manifest}: {' and '.join(map(repr, found))} could each be the {name}; choose with --{name}-column "
+                f"(columns: {', '.join(present)})"
+            )
+        if found:
+            columns[name] = (found[0],)
     if "path" not in columns:
         raise ValueError(
             f"{manifest}: no column of image paths; name it with --path-column (columns: {', '.join(present)})"
         )
-    if not columns.keys() & {"caption", "label"}:
+    if not columns.keys() & set(SEVERAL):
         raise ValueError(
             f"{manifest}: neither a caption nor a label column; name one with --caption-column or --label-column "
             f"(columns: {', '.join(present)})"
@@ -67,105 +91,168 @@ def choose_columns(present: Sequence[str], chosen: Mapping[str, str], manifest: 
     return columns
 
 
-def read_rows(manifest: Path, chosen: Mapping[str, str], label_separator: str) -> Iterator[Row]:
-    """The rows of a table, in order; the kind of file is told by its ending.
+def read_rows(manifest: Path, chosen: Mapping[str, Sequence[str]], label_separator: str) -> Iterator[Row]:
+    """The rows of a table, in order and one at a time; the kind of file is told by its ending.
 
     A caption cell may hold a JSON list of strings; a label cell several labels with `label_separator` between them.
+    A row that cannot be read (too few cells, broken JSON, bytes that are not UTF-8) comes with its `fault`.
 
     Raises:
-        ValueError: another ending, a damaged file (naming the line), or columns that are not there.
+        ValueError: another ending, a file that is damaged as a whole, no rows, or columns that are not there.
     """
-    columns: dict[str, str] | None = None
-    for number, record in enumerate(_records(manifest), start=1):
-        if columns is None:
-            columns = choose_columns(list(record), chosen, manifest)
-        yield _row(number, record, columns, label_separator)
-    if columns is None:
+    match manifest.suffix.lower():
+        case ".csv" | ".tsv":
+            present, records = _delimited(manifest)
+        case ".jsonl":
+            present, records = _jsonl(manifest)
+        case ".parquet":
+            present, records = _parquet(manifest)
+        case other:
+            raise ValueError(f"{manifest}: unknown kind of table {other!r}; expected .csv, .tsv, .jsonl or .parquet")
+    columns = choose_columns(present, chosen, manifest)
+    number = 0
+    for number, record in enumerate(records, start=1):
+        try:
+            if isinstance(record, RowError):
+                raise record
+            yield _row(number, record, columns, label_separator)
+        except RowError as error:
+            yield Row(number=number, fault=str(error))
+    if not number:
         raise ValueError(f"{manifest}: has no rows")
 
 
-def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, str], separator: str) -> Row:
-    def cell(field: str) -> Any:
-        value = record.get(columns[field]) if field in columns else None
-        return "" if value is None or value != value else value  # NaN is what pandas writes for nothing
+_Record = Mapping[str, Any] | RowError
 
-    labels = cell("label")
-    parts = labels if isinstance(labels, list) else str(labels).split(separator)
-    return Row(
+
+def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequence[str]], separator: str) -> Row:
+    def texts(name: str) -> list[str]:
+        return [text for column in columns.get(name, ()) for text in _texts(column, record.get(column), name)]
+
+    def single(name: str) -> str:
+        found = texts(name)
+        if len(found) > 1:
+            raise RowError(f"{name}: expected one value, got a list of {len(found)}")
+        return found[0].strip() if found else ""
+
+    labels = [part for text in texts("label") for part in text.split(separator)]
+    row = Row(
         number=number,
-        path=str(cell("path")).strip(),
-        captions=_captions(cell("caption")),
-        labels=tuple(dict.fromkeys(text for part in parts if (text := str(part).strip()))),
-        values={field: str(cell(field)).strip() for field in COLUMN_NAMES if field not in ("path", "caption", "label")},
+        path=single("path"),
+        captions=_distinct(texts("caption")),
+        labels=_distinct(labels),
+        values={name: single(name) for name in COLUMN_NAMES if name != "path" and name not in SEVERAL},
     )
+    try:
+        "".join((row.path, *row.captions, *row.labels, *row.values.values())).encode()
+    except UnicodeEncodeError as error:
+        raise RowError("holds bytes or escapes that are not UTF-8") from error
+    return row
 
 
-def _captions(cell: Any) -> tuple[str, ...]:
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
+def _distinct(texts: list[str]) -> tuple[str, ...]:
+    """Without empty and repeated ones; white space (the line breaks of reports too) becomes single spaces."""
+    return tuple(dict.fromkeys(clean for text in texts if (clean := " ".join(text.split()))))
+
+
+def _texts(column: str, cell: Any, name: str) -> list[str]:
+    """The texts of a cell: one, or those of a list (of JSONL, of Parquet, or written as JSON in a caption cell)."""
+    if name == "caption" and isinstance(cell, str) and cell.lstrip().startswith("["):
         try:
             parsed = json.loads(cell)
-        except json.JSONDecodeError:
-            parsed = cell  # a report may begin with a bracket
-        cell = parsed
+        except (json.JSONDecodeError, RecursionError):
+            parsed = None  # a report may begin with a bracket
+        if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+            return parsed
     items = cell if isinstance(cell, list) else [cell]
-    return tuple(dict.fromkeys(text for item in items if (text := " ".join(str(item).split()))))
+    for item in items:
+        if not isinstance(item, str | int | float | None):
+            raise RowError(f"column {column!r}: expected text, got {type(item).__name__}")
+    # NaN is what pandas writes for nothing.
+    return [str(item) for item in items if item is not None and item == item]
 
 
-def _records(manifest: Path) -> Iterator[Mapping[str, Any]]:
-    match manifest.suffix.lower():
-        case ".csv" | ".tsv":
-            yield from _delimited(manifest, "," if manifest.suffix.lower() == ".csv" else "\t")
-        case ".jsonl":
-            yield from _jsonl(manifest)
-        case ".parquet":
-            yield from _parquet(manifest)
-        case other:
-            raise ValueError(f"{manifest}: unknown kind of table {other!r}; expected .csv, .tsv, .jsonl or .parquet")
-
-
-def _delimited(manifest: Path, delimiter: str) -> Iterator[Mapping[str, Any]]:
+def _delimited(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
     # Radiology reports can be longer than Python's default limit of 131,072 characters per cell.
     csv.field_size_limit(100_000_000)
     # utf-8-sig: Excel begins its files with a byte-order mark, which would become part of the first column's name.
-    with manifest.open(newline="", encoding="utf-8-sig") as file:
+    # surrogateescape: a byte that is not UTF-8 then costs its row, not the table.
+    with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        header = file.readline()
+    delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
+    if delimiter == "," and "," not in header and ";" in header:
+        delimiter = ";"  # how spreadsheets write CSV where the comma is the decimal sign
+    names = next(csv.reader([header], delimiter=delimiter), [])
+    if len(set(names)) != len(names):
+        raise ValueError(f"{manifest}: two columns have one name: {', '.join(names)}")
+    return names, _delimited_records(manifest, delimiter, len(names))
+
+
+def _delimited_records(manifest: Path, delimiter: str, cells: int) -> Iterator[_Record]:
+    with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        names = reader.fieldnames or []
-        if len(set(names)) != len(names):
-            raise ValueError(f"{manifest}: two columns have one name: {', '.join(names)}")
-        try:
-            for record in reader:
-                if None in record or None in record.values():
-                    raise ValueError(f"{manifest}:{reader.line_num}: has not the {len(names)} cells of the header")
+        while True:
+            first_line = reader.line_num + 1
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "unexpected end" in str(error):
+                    # Whatever follows that quote has been swallowed: nobody knows how many rows.
+                    raise ValueError(f'{manifest}:{first_line}: a quote (") opens here and never closes') from error
+                yield RowError(f"lines {first_line} to {reader.line_num}: {error}")
+                continue
+            if None in record or None in record.values():
+                yield RowError(f"lines {first_line} to {reader.line_num}: has not the {cells} cells of the header")
+            else:
                 yield record
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f"{manifest}:{reader.line_num}: damaged: {error}") from error
 
 
-def _jsonl(manifest: Path) -> Iterator[Mapping[str, Any]]:
-    with manifest.open(encoding="utf-8") as file:
+def _jsonl(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
+    # Every object may have keys of its own, so the columns are those of all of them.
+    present: dict[str, None] = {}
+    for record in _jsonl_records(manifest):
+        if not isinstance(record, RowError):
+            present.update(dict.fromkeys(record))
+    return list(present), _jsonl_records(manifest)
+
+
+def _jsonl_records(manifest: Path) -> Iterator[_Record]:
+    with manifest.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{manifest}:{number}: damaged: {error}") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{manifest}:{number}: expected a JSON object, got {type(record).__name__}")
-            yield record
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield RowError(f"line {number}: damaged: {error}")
+                continue
+            if isinstance(record, dict):
+                yield record
+            else:
+                yield RowError(f"line {number}: expected a JSON object, got {type(record).__name__}")
 
 
-def _parquet(manifest: Path) -> Iterator[Mapping[str, Any]]:
+def _parquet(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise ValueError(f"{manifest}: Parquet needs the extra: pip install 'clip-med[parquet]'") from error
+
+    def records() -> Iterator[_Record]:
+        try:
+            with parquet.ParquetFile(manifest) as file:
+                for batch in file.iter_batches(batch_size=4096):
+                    yield from batch.to_pylist()
+        except pyarrow.ArrowException as error:
+            raise ValueError(f"{manifest}: damaged: {error}") from error
+
     try:
-        for batch in parquet.ParquetFile(manifest).iter_batches(batch_size=4096):
-            yield from batch.to_pylist()
+        return list(parquet.read_schema(manifest).names), records()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{manifest}: damaged: {error}") from error
 
 
-__all__ = ["COLUMN_NAMES", "Row", "choose_columns", "read_rows"]
+__all__ = ["COLUMN_NAMES", "SEVERAL", "Row", "choose_columns", "read_rows"]

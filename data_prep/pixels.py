@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from io import BytesIO
+from typing import Final
 
+import numpy as np
+from jaxtyping import UInt8
 from PIL import Image
 
 from clip_med.data.images import ImageError, decode_image
 
-# Parameters of the scan itself. Of the application segments only the two that decide colours stay: JFIF and Adobe.
-_KEPT_PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")
+_PNG_BEGIN: Final = b"\x89PNG\r\n\x1a\n"
+_KEPT_PNG_CHUNKS: Final = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+# Greyscale, RGB and palette. With transparency a file can hide a picture below the one that is seen.
+_OPAQUE_PNG: Final = (0, 2, 3)
 
 
 def clean_image(data: bytes, *, source: str, max_side: int | None, max_pixels: int = 64_000_000) -> tuple[bytes, str]:
-    """The image as (bytes, "jpg" or "png"), decoded once to prove that it is whole.
+    """The image as (bytes, "jpg" or "png"); what is returned decodes to the pixels that `decode_image(data)` gives.
 
-    JPEG and 8-bit PNG keep their compressed pixels and lose every comment, EXIF, XMP and text block; a picture that
-    EXIF turns is stored upright (JPEG at quality 95); other formats become PNG. `max_side` scales larger ones down.
+    JPEG and opaque 8-bit PNG keep their compressed pixels and lose every comment, thumbnail, EXIF, XMP, text block
+    and colour profile (no reader of shards applies profiles). A JPEG that EXIF turns is stored upright at quality 95,
+    where equality holds up to the compression; all else becomes PNG. `max_side` scales larger images down (Lanczos).
 
     Raises:
         ImageError: not an image, damaged or larger than `max_pixels`.
     """
-    pixels = decode_image(data, max_pixels=max_pixels, source=source)
-    jpeg, png = data[:2] == b"\xff\xd8", data[:8] == b"\x89PNG\r\n\x1a\n"
+    jpeg = data[:2] == b"\xff\xd8"
+    kept = _stripped(data)
+    pixels = None
+    if kept is not None and (kept == data or (jpeg and b"Exif\0\0" not in data)):
+        pixels = _decoded(kept, max_pixels)
+    if pixels is None:
+        # Metadata may turn the picture, or the file is odd: what all of it says is compared with what would be kept.
+        pixels = decode_image(data, max_pixels=max_pixels, source=source)
+        kept_pixels = _decoded(kept, max_pixels)
+        if kept_pixels is None or not np.array_equal(kept_pixels, pixels):
+            kept = None
     height, width = pixels.shape[:2]
     too_large = max_side is not None and max(height, width) > max_side
-    if not too_large and not _is_turned(data):
-        if jpeg:
-            return b"".join(_jpeg_segments(data, source)), "jpg"
-        if png and data[24] <= 8:
-            return data[:8] + b"".join(_png_chunks(data, source)), "png"
+    if kept is not None and not too_large:
+        return kept, "jpg" if jpeg else "png"
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    if too_large:
-        assert max_side is not None
+    if max_side is not None and too_large:
         scale = max_side / max(height, width)
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         image = image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
@@ -46,24 +56,40 @@ def clean_image(data: bytes, *, source: str, max_side: int | None, max_pixels: i
     return file.getvalue(), "png"
 
 
-def _is_turned(data: bytes) -> bool:
-    """Whether EXIF asks for another orientation; unreadable EXIF asks for nothing, as in `decode_image`."""
-    if b"Exif\0\0" not in data and b"eXIf" not in data:
-        return False
-    with Image.open(BytesIO(data)) as image:
-        try:
-            return image.getexif().get(0x0112, 1) not in (None, 0, 1)
-        except (OSError, ValueError, SyntaxError, struct.error):
-            return False
+def _decoded(data: bytes | None, max_pixels: int) -> UInt8[np.ndarray, "H W C"] | None:
+    if data is None:
+        return None
+    try:
+        return decode_image(data, max_pixels=max_pixels)
+    except ImageError:
+        return None
 
 
-def _jpeg_segments(data: bytes, source: str) -> Iterator[bytes]:
-    """The file from its first marker to its end marker, without application and comment segments."""
+def _stripped(data: bytes) -> bytes | None:
+    """The file without metadata; None for kinds that are stored anew, and for files not built as expected."""
+    try:
+        if data[:2] == b"\xff\xd8":
+            return b"".join(_jpeg_segments(data))
+        if data[:8] == _PNG_BEGIN and data[24] <= 8 and data[25] in _OPAQUE_PNG:
+            chunks = dict.fromkeys(kind for kind, _ in _png_chunks(data))
+            if b"tRNS" not in chunks:
+                return _PNG_BEGIN + b"".join(chunk for kind, chunk in _png_chunks(data) if kind in _KEPT_PNG_CHUNKS)
+    except IndexError:
+        return None
+    return None
+
+
+def _jpeg_segments(data: bytes) -> Iterator[bytes]:
+    """The file from its first marker to its end marker, without application and comment segments.
+
+    Raises:
+        IndexError: it ends, or has something else, where a marker is expected.
+    """
     yield data[:2]
     position = 2
-    while position < len(data):
+    while True:
         if data[position] != 0xFF:
-            raise ImageError(f"{source}: damaged JPEG: no marker at byte {position}")
+            raise IndexError(position)
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
             position += 1
@@ -73,19 +99,18 @@ def _jpeg_segments(data: bytes, source: str) -> Iterator[bytes]:
             return
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         body = data[position + 4 : end]
-        application = 0xE0 <= marker <= 0xEF
-        colours = (marker == 0xE0 and body[:5] == b"JFIF\0") or (marker == 0xEE and body[:5] == b"Adobe")
-        if marker == 0xE0 and colours:
+        if marker == 0xE0 and body[:5] == b"JFIF\0":
             # Without its thumbnail, which may show more than the picture does.
             yield b"\xff\xe0\x00\x10" + body[:12] + b"\0\0"
-        elif colours or not (application or marker == 0xFE):
+        elif marker == 0xEE and body[:5] == b"Adobe":
+            # Says how the colours are coded. Only the fields of the format: some writers append more.
+            yield b"\xff\xee\x00\x0e" + body[:12]
+        elif not (0xE0 <= marker <= 0xEF or marker == 0xFE):
             yield data[position:end]
         if marker == 0xDA:
-            start = end
-            end = _scan_end(data, start)
+            start, end = end, _scan_end(data, end)
             yield data[start:end]
         position = end
-    raise ImageError(f"{source}: damaged JPEG: no end marker")
 
 
 def _scan_end(data: bytes, position: int) -> int:
@@ -100,17 +125,21 @@ def _scan_end(data: bytes, position: int) -> int:
         position += 2
 
 
-def _png_chunks(data: bytes, source: str) -> Iterator[bytes]:
-    position = 8
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Kind and whole chunk, to the end chunk.
+
+    Raises:
+        IndexError: there is none.
+    """
+    position = len(_PNG_BEGIN)
     while position + 12 <= len(data):
         end = position + 12 + int.from_bytes(data[position : position + 4], "big")
         kind = data[position + 4 : position + 8]
-        if kind in _KEPT_PNG_CHUNKS:
-            yield data[position:end]
+        yield kind, data[position:end]
         if kind == b"IEND":
             return
         position = end
-    raise ImageError(f"{source}: damaged PNG: no end chunk")
+    raise IndexError(position)
 
 
 __all__ = ["clean_image"]

@@ -5,89 +5,54 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from clip_med.config import PositiveInt, config, config_hash
-from clip_med.data.images import ImageError
-from clip_med.data.sample import Sample, keyed_hash
+from clip_med.config import config_hash, to_plain
+from clip_med.data.sample import keyed_hash
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
-from data_prep.captions import TEMPLATES, captions_for, read_templates
-from data_prep.manifest import Row, read_rows
-from data_prep.pixels import clean_image
+from data_prep.captions import TEMPLATES, read_templates
+from data_prep.claim import claim_folder
+from data_prep.secret_file import read_secret
+from data_prep.table_images import ImageReader
+from data_prep.table_rows import Census, Rejection, RowPlan, TableConfig, Task, take_census
 
-_SPLIT_NAMES: Final = ("train", "val", "test")
 SETTINGS_FILE: Final = "table.json"
 REJECTED_FILE: Final = "rejected.jsonl"
+# Changes with every change of the bytes that a table gives, so that no folder mixes both.
+VERSION: Final = 1
 
 
-@config
-class TableConfig:
-    """How a table becomes shards."""
-
-    columns: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Field (path, caption, label, modality, dataset, split, group, licence, view) to column; usual names are found."""
-    label_separator: str = "|"
-    modality: str | None = None
-    dataset: str | None = None
-    split: str | None = None
-    """Constants for tables without such a column."""
-    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
-    """Shares of train, val and test where the table has no split; a group is never divided."""
-    templates: Path | None = None
-    """Caption templates for rows with a label only; None: those of the package."""
-    max_side: PositiveInt | None = None
-    """Scale larger images down to this, in pixels."""
-    samples_per_shard: PositiveInt = 1000
-
-    def __post_init__(self) -> None:
-        """Refuse shares that are no shares."""
-        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
-            raise ValueError(f"fractions must be three numbers from 0 that sum to 1, got {self.fractions}")
-
-
-@dataclass(frozen=True)
-class Rejection:
-    """A row that is in no shard, and why: `reason` is a fixed word, `detail` the rest."""
-
-    row: int
-    path: str
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableReport:
-    """What became of the rows; `rows == sum(written.values()) + rejected`."""
+    """What became of the rows; `rows == sum(written.values()) + rejected`, always.
+
+    Attributes:
+        written: samples per split, those kept from an earlier run included.
+        reasons: rejected rows per reason.
+        kept_splits: were complete before this run and are as they were.
+        groups_in_several_splits: according to the table; a leak between training and test.
+        unknown_modality: rows whose modality neither the table nor the settings say.
+        secret: the file with the key of the hashes.
+    """
 
     rows: int
     written: dict[str, int]
     rejected: int
     reasons: dict[str, int]
-    groups_in_several_splits: int
     kept_splits: tuple[str, ...]
+    groups_in_several_splits: int
+    unknown_modality: int
+    secret: Path
 
 
 class RejectedRowError(ValueError):
-    """With `strict`: the first row that would have been rejected."""
-
-
-@dataclass(frozen=True)
-class _Task:
-    """One accepted row on its way to a sample; the image is read by whoever builds it."""
-
-    row: int
-    shown_path: str
-    file: Path
-    fields: dict[str, Any]
+    """With `strict`: rows that would have been rejected, or groups that several splits share."""
 
 
 def table_to_shards(
@@ -101,249 +66,201 @@ def table_to_shards(
     strict: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> TableReport:
-    """Write `out/SPLIT/` for every split of a table, `out/rejected.jsonl` and `out/table.json`.
+    """Write `out/SPLIT/` for every split of a table, and `out/rejected.jsonl` with the rows that are in none.
 
-    Rows keep the order of the table. Interrupting and repeating is safe: splits that are complete stay, the others are
-    written anew, with equal bytes. Keys and groups are hashes keyed with the secret, which must not lie inside `out`:
-    with it, hashes can be traced back to rows.
+    Rows keep the order of the table. Interrupting and repeating is safe: splits that are complete stay as they are,
+    the others are written anew, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
+    must not lie inside `out`: who has it can try which patient stands behind a hash.
 
     Args:
-        secret_file: created with random content if absent; default: `out` with `.secret` added to its name.
+        secret_file: created with random content if absent; default: beside `out`, with `.secret` added to its name.
         workers: processes that read and check images; 0 uses this one. The bytes are the same.
-        strict: the first bad row ends everything with an error.
+        strict: look at every image before anything is written, and refuse if a row would be rejected.
+        on_progress: called with images done and images in all.
 
     Raises:
         ValueError: settings, columns or folders that do not fit; `out` holds another table's shards.
-        RejectedRowError: a bad row with `strict`.
+        RejectedRowError: see `strict`; `out/rejected.jsonl` is written all the same.
+        OSError: a file or folder that cannot be read or written (a single image only costs its row).
     """
     if not images_root.is_dir():
         raise ValueError(f"--images-root {images_root}: no such folder")
     secret_file = secret_file or out.with_name(out.name + ".secret")
-    if secret_file.resolve().is_relative_to(out.resolve()):
-        raise ValueError(f"--secret {secret_file}: lies inside {out}; with it, hashed patients can be found again")
     templates = read_templates(settings.templates or TEMPLATES)
-    rows = list(read_rows(manifest, settings.columns, settings.label_separator))
-    secret = _secret(secret_file)
-    _claim(out, manifest, secret, settings, templates)
-    tasks, rejections, divided = _plan(rows, images_root, settings, secret, templates)
-    if strict and rejections:
-        raise RejectedRowError(_sentence(manifest, rejections[0]))
-    licences = _licences(rows, settings)
-    total, done, kept = len(rows) - len(rejections), 0, list[str]()
-    for split, part in tasks.items():
-        if not _is_complete(out / split):
-            rejections_before = done
-            sources = {name: licences[name] for name in sorted({task.fields["dataset"] for task in part})}
+    # Digest first: a table that does not exist must not leave a secret and a folder behind.
+    with manifest.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    secret = read_secret(secret_file, out=out)
+    plan = RowPlan(manifest, images_root, settings, secret, templates)
+    census = take_census(plan)
+    _claim(out, digest, settings, templates, secret)
+    progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
+    kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
+    rejections = census.rejections + [rejection for rejection in _read_rejections(out) if rejection.split in kept]
+    with ImageReader(images_root, max_side=settings.max_side, workers=workers) as reader:
+        if strict:
+            _refuse_if_any(manifest, out, plan, census, kept, rejections, reader, progress)
+        for split, rows in census.split_rows.items():
+            if split in kept:
+                progress.add(rows)
+                continue
+            lost = _write_split(out, split, plan, census, reader, settings.samples_per_shard, rejections, progress)
+            if strict and lost:
+                raise RejectedRowError(f"{manifest}: an image changed meanwhile: {lost[0].sentence()}")
+            rejections += lost
+    _write_rejections(out, rejections)
+    return _report(out, census, rejections, kept, secret_file)
 
-            def step(count: int, base: int = rejections_before) -> None:
-                if on_progress is not None:
-                    on_progress(base + count, total)
 
-            _write_split(out / split, part, settings, sources, workers, strict, manifest, step)
-        else:
-            kept.append(split)
-        done += len(part)
-        rejections += [Rejection(**line) for line in _read_lines(out / split / REJECTED_FILE)]
-    rejections.sort(key=lambda rejection: rejection.row)
-    write_atomically(out / REJECTED_FILE, _lines(rejections))
-    written = {split: len(ShardSet.open(out / split)) for split in tasks if _is_complete(out / split)}
+def _refuse_if_any(
+    manifest: Path,
+    out: Path,
+    plan: RowPlan,
+    census: Census,
+    kept: tuple[str, ...],
+    known: list[Rejection],
+    reader: ImageReader,
+    progress: _Progress,
+) -> None:
+    rejections = list(known)
+    progress.add(sum(census.split_rows[split] for split in kept))
+    tasks = (task for task in plan if isinstance(task, Task) and task.split not in kept)
+    for result in reader.read(tasks):
+        if isinstance(result, Rejection):
+            rejections.append(result)
+        progress.add(1)
+    if rejections:
+        _write_rejections(out, rejections)
+        rejections.sort(key=lambda rejection: rejection.row)
+        raise RejectedRowError(
+            f"{manifest}: {len(rejections)} of {census.rows} rows cannot be used (--strict); they are listed in "
+            f"{out / REJECTED_FILE}; the first: {rejections[0].sentence()}"
+        )
+    if census.divided:
+        raise RejectedRowError(
+            f"{manifest}: {census.divided} group(s) are in several splits (--strict); the first is divided in row "
+            f"{census.first_divided_row}"
+        )
+
+
+def _write_split(
+    out: Path,
+    split: str,
+    plan: RowPlan,
+    census: Census,
+    reader: ImageReader,
+    samples_per_shard: int,
+    earlier: list[Rejection],
+    progress: _Progress,
+) -> list[Rejection]:
+    """Write one split and return the rows that its images cost; without a single good image nothing is committed."""
+    rejections: list[Rejection] = []
+    sources = {
+        dataset: {"licence": "; ".join(sorted(found)) or "not stated"}
+        for dataset, found in sorted(census.licences[split].items())
+    }
+    written = 0
+    with _uncommitted_if_empty(out / split, samples_per_shard, sources) as writer:
+        for result in reader.read(plan.of_split(split)):
+            if isinstance(result, Rejection):
+                rejections.append(result)
+            else:
+                writer.add(result)
+                written += 1
+            progress.add(1)
+        # Before the commit marker: the list of a split that is complete is complete too.
+        _write_rejections(out, [*earlier, *rejections])
+        if not written:
+            raise _NothingWrittenError
+    return rejections
+
+
+class _NothingWrittenError(Exception):
+    """Every image of a split was rejected."""
+
+
+@contextlib.contextmanager
+def _uncommitted_if_empty(
+    directory: Path, samples_per_shard: int, sources: Mapping[str, Mapping[str, str]]
+) -> Iterator[ShardWriter]:
+    try:
+        with ShardWriter(directory, samples_per_shard=samples_per_shard, sources=sources) as writer:
+            yield writer
+    except _NothingWrittenError:
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            directory.rmdir()
+
+
+def _claim(
+    out: Path, digest: str, settings: TableConfig, templates: Mapping[str, tuple[str, ...]], secret: bytes
+) -> None:
+    """Mark `out` as the place of this table with these settings, or refuse if it is another's."""
+    ours = {
+        "version": VERSION,
+        "manifest_sha256": digest,
+        **to_plain(settings),
+        "templates": config_hash(templates),
+        "secret": keyed_hash(secret, "check"),
+    }
+    claim_folder(out, SETTINGS_FILE, json.loads(json.dumps(ours)))
+
+
+def _report(
+    out: Path, census: Census, rejections: list[Rejection], kept: tuple[str, ...], secret_file: Path
+) -> TableReport:
+    """Count what is on disk against what was read.
+
+    Raises:
+        ValueError: a split from an earlier run does not add up.
+    """
+    written: dict[str, int] = {}
+    lost = Counter(rejection.split for rejection in rejections)
+    for split, rows in census.split_rows.items():
+        directory = out / split
+        written[split] = len(ShardSet.open(directory)) if (directory / "dataset.json").exists() else 0
+        if written[split] + lost[split] != rows:
+            raise ValueError(
+                f"{directory}: holds {written[split]} samples, {out / REJECTED_FILE} lists {lost[split]} of its rows, "
+                f"and the table has {rows}: remove {directory} and repeat"
+            )
     report = TableReport(
-        rows=len(rows),
+        rows=census.rows,
         written=written,
         rejected=len(rejections),
         reasons=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
-        groups_in_several_splits=divided,
-        kept_splits=tuple(kept),
+        kept_splits=kept,
+        groups_in_several_splits=census.divided,
+        unknown_modality=census.unknown_modality,
+        secret=secret_file,
     )
     assert report.rows == sum(written.values()) + report.rejected, "a row was neither written nor rejected"
     return report
 
 
-def _plan(
-    rows: list[Row],
-    images_root: Path,
-    settings: TableConfig,
-    secret: bytes,
-    templates: Mapping[str, tuple[str, ...]],
-) -> tuple[dict[str, list[_Task]], list[Rejection], int]:
-    """Everything that is known without opening an image: tasks per split, rejections, groups in several splits."""
-    root = images_root.resolve()
-    tasks: dict[str, list[_Task]] = {}
-    rejections: list[Rejection] = []
-    seen: set[str] = set()
-    splits_of: dict[str, set[str]] = {}
-    for row in rows:
-        file = (root / row.path).resolve()
-        modality = settings.modality or row.values["modality"] or "unknown"
-        dataset = settings.dataset or row.values["dataset"] or "table"
-        key = keyed_hash(secret, "key", dataset, row.path)
-        reason = _reason(row, file, root, key in seen)
-        if reason is not None:
-            rejections.append(Rejection(row.number, row.path, *reason))
-            continue
-        seen.add(key)
-        group = keyed_hash(secret, "group", dataset, row.values["group"] or row.path)
-        split = settings.split or row.values["split"] or _drawn_split(secret, group, settings.fractions)
-        splits_of.setdefault(group, set()).add(split)
-        fields = {
-            "key": key,
-            "captions": row.captions or captions_for(row.labels, modality, templates),
-            "labels": row.labels,
-            "modality": modality,
-            "dataset": dataset,
-            "group": group,
-            "split": split,
-            "view": row.values["view"] or None,
-        }
-        tasks.setdefault(split, []).append(_Task(row.number, row.path, file, fields))
-    return tasks, rejections, sum(len(splits) > 1 for splits in splits_of.values())
+def _write_rejections(out: Path, rejections: list[Rejection]) -> None:
+    lines = [vars(rejection) for rejection in sorted(rejections, key=lambda rejection: rejection.row)]
+    write_atomically(out / REJECTED_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
-def _reason(row: Row, file: Path, root: Path, duplicate: bool) -> tuple[str, str] | None:
-    if not row.path:
-        return "no path", ""
-    if not file.is_relative_to(root):
-        return "outside images-root", ""
-    if duplicate:
-        return "duplicate", "the same dataset and path in an earlier row"
-    if not row.captions and not row.labels:
-        return "no text", "neither caption nor label"
-    split = row.values["split"]
-    if split and (split != os.path.basename(split) or split.startswith(".")):
-        return "bad split", f"{split!r} cannot be the name of a folder"
-    if not file.is_file():
-        return "missing file", ""
-    return None
-
-
-def _drawn_split(secret: bytes, group: str, fractions: tuple[float, float, float]) -> str:
-    """A split that depends on the group alone, so that more rows of a patient join those that are there."""
-    place = int(keyed_hash(secret, "split", group, length=12), 16) / 16**12
-    for name, bound in zip(_SPLIT_NAMES, (fractions[0], fractions[0] + fractions[1]), strict=False):
-        if place < bound:
-            return name
-    return _SPLIT_NAMES[2]
-
-
-def _write_split(
-    directory: Path,
-    tasks: list[_Task],
-    settings: TableConfig,
-    sources: Mapping[str, Mapping[str, str]],
-    workers: int,
-    strict: bool,
-    manifest: Path,
-    on_step: Callable[[int], None],
-) -> None:
-    rejections: list[Rejection] = []
-    built = 0
-    with contextlib.ExitStack() as stack:
-        results: Iterable[Sample | Rejection]
-        if workers:
-            pool = stack.enter_context(ProcessPoolExecutor(workers))
-            results = pool.map(_build, tasks, [settings.max_side] * len(tasks), chunksize=16)
-        else:
-            results = (_build(task, settings.max_side) for task in tasks)
-        with _writer_or_nothing(directory, settings, sources) as writer:
-            for count, result in enumerate(results, start=1):
-                if isinstance(result, Rejection):
-                    if strict:
-                        raise RejectedRowError(_sentence(manifest, result))
-                    rejections.append(result)
-                else:
-                    writer.add(result)
-                    built += 1
-                on_step(count)
-            # Before the commit marker: a split that is complete has its list.
-            write_atomically(directory / REJECTED_FILE, _lines(rejections))
-            if not built:
-                raise _NothingBuiltError
-
-
-class _NothingBuiltError(Exception):
-    """Every row of a split was rejected: there is nothing to commit."""
-
-
-@contextlib.contextmanager
-def _writer_or_nothing(
-    directory: Path, settings: TableConfig, sources: Mapping[str, Mapping[str, str]]
-) -> Iterator[ShardWriter]:
-    with (
-        contextlib.suppress(_NothingBuiltError),
-        ShardWriter(directory, samples_per_shard=settings.samples_per_shard, sources=sources) as writer,
-    ):
-        yield writer
-
-
-def _build(task: _Task, max_side: int | None) -> Sample | Rejection:
-    """Read and check one image."""
-    try:
-        data, suffix = clean_image(task.file.read_bytes(), source=task.shown_path, max_side=max_side)
-    except (ImageError, OSError) as error:
-        return Rejection(task.row, task.shown_path, "undecodable image", str(error))
-    return Sample(image=data, image_suffix=suffix, **task.fields)
-
-
-def _claim(
-    out: Path, manifest: Path, secret: bytes, settings: TableConfig, templates: Mapping[str, tuple[str, ...]]
-) -> None:
-    """Mark `out` as the place of this table with these settings, or refuse if it is another's."""
-    ours = {
-        "manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "settings": config_hash([settings, templates]),
-        "secret": keyed_hash(secret, "check"),
-    }
-    file = out / SETTINGS_FILE
-    if file.exists():
-        theirs = json.loads(file.read_text(encoding="utf-8"))
-        different = [name for name in ours if theirs.get(name) != ours[name]]
-        if different:
-            raise ValueError(
-                f"{out}: holds shards of another run ({', '.join(different)} differ); choose another --out or remove it"
-            )
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    if any(out.iterdir()):
-        raise ValueError(f"{out}: is not empty and was not written by this command; choose another --out")
-    write_atomically(file, json.dumps(ours, indent=1) + "\n")
-
-
-def _secret(file: Path) -> bytes:
+def _read_rejections(out: Path) -> list[Rejection]:
+    file = out / REJECTED_FILE
     if not file.exists():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as handle:
-            handle.write(secrets.token_hex(32) + "\n")
-    text = file.read_text(encoding="utf-8").strip()
-    if len(text) < 16:
-        raise ValueError(f"--secret {file}: holds {len(text)} characters, expected at least 16")
-    return hashlib.sha256(text.encode()).digest()
+        return []
+    # Not str.splitlines, which also cuts at the odd line breaks that a path may hold.
+    with file.open(encoding="utf-8") as lines:
+        return [Rejection(**json.loads(line)) for line in lines]
 
 
-def _licences(rows: list[Row], settings: TableConfig) -> dict[str, dict[str, str]]:
-    """Per dataset its licences; a dataset with several keeps them all."""
-    found: dict[str, set[str]] = {}
-    for row in rows:
-        dataset = settings.dataset or row.values["dataset"] or "table"
-        found.setdefault(dataset, set()).update({row.values["licence"]} - {""})
-    return {name: {"licence": "; ".join(sorted(values)) or "not stated"} for name, values in found.items()}
+class _Progress:
+    """Counts images and passes the count on."""
 
+    def __init__(self, on_progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._on_progress, self._total, self._done = on_progress, total, 0
 
-def _is_complete(directory: Path) -> bool:
-    return (directory / "dataset.json").exists()
-
-
-def _lines(rejections: list[Rejection]) -> str:
-    return "".join(json.dumps(vars(rejection), ensure_ascii=False) + "\n" for rejection in rejections)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _sentence(manifest: Path, rejection: Rejection) -> str:
-    detail = f" ({rejection.detail})" if rejection.detail else ""
-    return f"{manifest}: row {rejection.row}: {rejection.path}: {rejection.reason}{detail}"
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
 
 
 __all__ = ["RejectedRowError", "Rejection", "TableConfig", "TableReport", "table_to_shards"]

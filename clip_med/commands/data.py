@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+# Where nobody watches, a line as often as one would look.
+_SECONDS_BETWEEN_LINES: Final = 15.0
 
 
 def add_parser(commands: Any) -> None:
@@ -42,14 +46,21 @@ def _add_table(actions: Any) -> None:
         description=text
         + ". Bad rows are counted and listed in OUT/rejected.jsonl. Interrupting and repeating is safe.",
         epilog="example: clip-med data table studies.csv --images-root images --out shards/mine --modality X-ray",
+        allow_abbrev=False,
     )
     parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a .csv, .tsv, .jsonl or .parquet file")
     parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="gets one folder per split")
-    for field in ("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view"):
-        parser.add_argument(f"--{field}-column", metavar="NAME", help=f"column of the {field}, if not named as usual")
+    for field in ("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view", "study"):
+        several = "; may be given several times" if field in ("caption", "label") else ""
+        parser.add_argument(
+            f"--{field}-column",
+            metavar="NAME",
+            action="append",
+            help=f"column of the {field}, if not named as usual{several}",
+        )
     for field in ("modality", "dataset", "split"):
-        parser.add_argument(f"--{field}", metavar="TEXT", help=f"the {field} of every row")
+        parser.add_argument(f"--{field}", metavar="TEXT", help=f"the {field} of every row, whatever the table says")
     parser.add_argument("--label-separator", metavar="TEXT", default="|", help="between labels of a cell; default |")
     parser.add_argument(
         "--fractions",
@@ -66,7 +77,7 @@ def _add_table(actions: Any) -> None:
         "--secret", metavar="FILE", type=Path, help="key of the hashes; default: OUT.secret, beside OUT"
     )
     parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that check images; default 0")
-    parser.add_argument("--strict", action="store_true", help="stop at the first bad row")
+    parser.add_argument("--strict", action="store_true", help="look at every row first and refuse all if one is bad")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=_table)
 
@@ -135,12 +146,20 @@ def _table(arguments: argparse.Namespace) -> int:
             strict=arguments.strict,
             on_progress=progress,
         )
-    _print(arguments, {**vars(report), "kept_splits": list(report.kept_splits)})
-    if report.rejected and not arguments.json:
-        print(f"see {arguments.out / 'rejected.jsonl'}", file=sys.stderr)
-    if report.groups_in_several_splits:
-        print(f"warning: {report.groups_in_several_splits} group(s) are in several splits", file=sys.stderr)
-    return 0
+    _print(arguments, {**vars(report), "kept_splits": list(report.kept_splits), "secret": str(report.secret)})
+    _warn_of_table(arguments, report)
+    return 0 if sum(report.written.values()) else 1
+
+
+def _warn_of_table(arguments: argparse.Namespace, report: Any) -> None:
+    warnings = {
+        f"{report.rejected} rows are in no shard; {arguments.out / 'rejected.jsonl'} says why": report.rejected,
+        f"{report.groups_in_several_splits} groups are in several splits": report.groups_in_several_splits,
+        f"{report.unknown_modality} rows have the modality 'unknown'; see --modality": report.unknown_modality,
+    }
+    for text, number in warnings.items():
+        if number:
+            print(f"warning: {text}", file=sys.stderr)
 
 
 def _index(arguments: argparse.Namespace) -> int:
@@ -178,7 +197,10 @@ def _show(arguments: argparse.Namespace) -> int:
             "samples": counts.samples,
             "captions": counts.captions,
             "distinct captions": counts.distinct_captions,
-            "words per caption (5 %, 50 %, 95 %, most)": ", ".join(map(str, counts.caption_words)),
+            **{
+                f"{unit} per caption": dict(zip(("5 %", "50 %", "95 %", "most"), lengths, strict=True))
+                for unit, lengths in (("words", counts.caption_words), ("characters", counts.caption_characters))
+            },
             **counts.by_field,
         },
     )
@@ -203,22 +225,31 @@ def _print(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
 
 
 class Progress:
-    """A rich bar over shards on a terminal; nothing when the output is JSON or not a terminal."""
+    """A rich bar on a terminal, a plain line now and then elsewhere; nothing when quiet. On standard error."""
 
     def __init__(self, title: str, *, quiet: bool) -> None:
         from rich.console import Console
         from rich.progress import Progress
 
         console = Console(stderr=True)
+        self._title = title
+        self._plain = not quiet and not console.is_terminal
+        self._last_line = time.monotonic()
         self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
         self._task = self._bar.add_task(title, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:
         self._bar.start()
-        return lambda done, total: self._bar.update(self._task, completed=done, total=total)
+        return self._show
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
+
+    def _show(self, done: int, total: int) -> None:
+        self._bar.update(self._task, completed=done, total=total)
+        if self._plain and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            print(f"{self._title} {done:,}/{total:,}", file=sys.stderr, flush=True)
+            self._last_line = time.monotonic()
 
 
 __all__ = ["Progress", "add_parser"]

@@ -10,7 +10,7 @@ from typing import Any
 
 from clip_med.data.sample import Sample
 from clip_med.data.shard_index import ShardError, ShardIndex, index_shard
-from clip_med.data.shards import write_dataset
+from clip_med.data.shards import FieldCounts, write_dataset
 
 
 class ShardWriter:
@@ -46,6 +46,7 @@ class ShardWriter:
         self.samples_per_shard = samples_per_shard
         self._sources = {name: dict(value) for name, value in (sources or {}).items()}
         self._keys: set[str] = set()
+        self._counts = FieldCounts()
         self._indexes: list[ShardIndex] = []
         self._tar: Any = None
         self._in_shard = 0
@@ -61,6 +62,7 @@ class ShardWriter:
         tar = self._tar or self._begin()
         tar.write({"__key__": sample.key, **sample.members()})
         self._keys.add(sample.key)
+        self._counts.add(sample)
         self._in_shard += 1
         if self._in_shard == self.samples_per_shard:
             self._finish()
@@ -80,7 +82,7 @@ class ShardWriter:
             self._finish()
         if not self._indexes:
             raise ShardError(f"{self.directory}: no samples were added")
-        write_dataset(self.directory, self._indexes, sources=self._sources)
+        write_dataset(self.directory, self._indexes, sources=self._sources, counts=self._counts.by_field())
 
     @property
     def _name(self) -> str:

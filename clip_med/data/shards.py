@@ -206,8 +206,17 @@ def check_unique_keys(tars: Sequence[Path], indexes: Sequence[ShardIndex]) -> No
             owner[key] = tar
 
 
-def write_dataset(directory: Path, indexes: Sequence[ShardIndex], *, sources: dict[str, dict[str, str]]) -> None:
-    """Write `dataset.json`, the last file of a shard set: its presence says that the set is complete."""
+def write_dataset(
+    directory: Path,
+    indexes: Sequence[ShardIndex],
+    *,
+    sources: dict[str, dict[str, str]],
+    counts: dict[str, dict[str, int]] | None = None,
+) -> None:
+    """Write `dataset.json`, the last file of a shard set: its presence says that the set is complete.
+
+    `counts`, where the writer knows them: samples per value of each coded field, as `count` gives them.
+    """
     document: dict[str, Any] = {
         "version": DATASET_VERSION,
         "samples": sum(len(index.samples) for index in indexes),
@@ -215,6 +224,8 @@ def write_dataset(directory: Path, indexes: Sequence[ShardIndex], *, sources: di
         "shards": [{"name": i.name, "samples": len(i.samples), "size": i.size, "sha256": i.sha256} for i in indexes],
         "sources": sources,
     }
+    if counts is not None:
+        document["counts"] = counts
     write_atomically(directory / "dataset.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
@@ -246,29 +257,62 @@ class SetCounts:
     distinct_captions: int
     caption_words: tuple[int, int, int, int]
     """Words per caption: 5th, 50th and 95th percentile, and the most."""
+    caption_characters: tuple[int, int, int, int]
+
+
+class FieldCounts:
+    """Samples per modality, dataset, split and label, counted one by one."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, dict[str, int]] = {name: {} for name in ("modality", "dataset", "split", "label")}
+
+    def add(self, sample: Sample) -> None:
+        """Count one sample."""
+        values = [("modality", sample.modality), ("dataset", sample.dataset), ("split", sample.split)]
+        for name, value in [*values, *(("label", label) for label in sample.labels)]:
+            self._fields[name][value] = self._fields[name].get(value, 0) + 1
+
+    def by_field(self) -> dict[str, dict[str, int]]:
+        """The counts so far, values in alphabetical order."""
+        return {name: dict(sorted(values.items())) for name, values in self._fields.items()}
 
 
 def count(shards: ShardSet) -> SetCounts:
     """Counts per modality, dataset, split and label, and caption lengths, from the metadata alone."""
-    fields: dict[str, dict[str, int]] = {name: {} for name in ("modality", "dataset", "split", "label")}
+    fields = FieldCounts()
     captions: set[str] = set()
     words: list[int] = []
+    characters: list[int] = []
     for index in range(len(shards)):
         sample = shards.metadata(index)
         captions.update(sample.captions)
         words += [len(caption.split()) for caption in sample.captions]
-        values = [("modality", sample.modality), ("dataset", sample.dataset), ("split", sample.split)]
-        for name, value in [*values, *(("label", label) for label in sample.labels)]:
-            fields[name][value] = fields[name].get(value, 0) + 1
-    words.sort()
-    low, middle, high = (words[int(share * (len(words) - 1))] for share in (0.05, 0.5, 0.95))
+        characters += [len(caption) for caption in sample.captions]
+        fields.add(sample)
     return SetCounts(
         samples=len(shards),
-        by_field={name: dict(sorted(values.items())) for name, values in fields.items()},
+        by_field=fields.by_field(),
         captions=len(words),
         distinct_captions=len(captions),
-        caption_words=(low, middle, high, words[-1]),
+        caption_words=_percentiles(words),
+        caption_characters=_percentiles(characters),
     )
 
 
-__all__ = ["SetCounts", "ShardError", "ShardSet", "count", "index_directory", "open_shards", "write_dataset"]
+def _percentiles(lengths: list[int]) -> tuple[int, int, int, int]:
+    """5th, 50th and 95th percentile (the value at or below that share) and the largest."""
+    lengths.sort()
+    low, middle, high = (lengths[int(share * (len(lengths) - 1))] for share in (0.05, 0.5, 0.95))
+    return low, middle, high, lengths[-1]
+
+
+__all__ = [
+    "FieldCounts",
+    "SetCounts",
+    "ShardError",
+    "ShardSet",
+    "count",
+    "index_directory",
+    "open_shards",
+    "write_dataset",
+]
