@@ -75,7 +75,7 @@ def pretrain(
                 encoder.clip.visual.to(memory_format=torch.channels_last)
             on_start(_description(config, shards, encoder, total_steps, chosen))
             _report_truncation(encoder, shards, on_start)
-            pooled_text = _text_cache(encoder, shards, config.train, on_start) if config.train.cache_text else None
+            pooled_text = _text_cache(encoder, shards, config.train, run, on_start) if config.train.cache_text else None
             loader = TrainLoader(
                 shards,
                 SampleOrder(shards.sizes, seed=config.train.seed, window_shards=config.window_shards),
@@ -127,15 +127,15 @@ def _report_truncation(encoder: DualEncoder, shards: ShardSet, on_start: Callabl
 
 
 def _text_cache(
-    encoder: DualEncoder, shards: ShardSet, config: TrainConfig, on_start: Callable[[str], None]
+    encoder: DualEncoder, shards: ShardSet, config: TrainConfig, run: Path, on_start: Callable[[str], None]
 ) -> PooledText:
-    """Pooled features of every caption, computed by the frozen trunk before the first step."""
+    """Pooled features of every caption, computed by the frozen trunk before the first step and kept in the run."""
     from clip_med.models.text_cache import FrozenTextCache
 
     encoder.lock(image=config.lock_image, text=config.lock_text)
     captions = {caption for index in range(len(shards)) for caption in shards.metadata(index).captions}
     on_start(f"caching text features of {len(captions):,} distinct captions")
-    return FrozenTextCache.build(encoder, sorted(captions)).pooled
+    return FrozenTextCache.build(encoder, sorted(captions), directory=run / "text_cache").pooled
 
 
 __all__ = ["PretrainConfig", "pretrain"]
