@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-# Where nobody watches, a line as often as one would look.
-_SECONDS_BETWEEN_LINES: Final = 15.0
+from clip_med.commands.progress import ItemDisplay
 
 
 def add_parser(commands: Any) -> None:
@@ -103,7 +102,8 @@ def _phantoms(arguments: argparse.Namespace) -> int:
     from data_prep.phantoms.write import write_phantoms
 
     counts = {split: n for split in ("train", "val", "test", "heldout") if (n := getattr(arguments, split))}
-    with Progress("drawing", quiet=arguments.json) as progress:
+    with ItemDisplay(quiet=arguments.json) as display:
+        progress = partial(display.on_item, "drawing")
         write_phantoms(
             arguments.out,
             counts,
@@ -135,7 +135,8 @@ def _table(arguments: argparse.Namespace) -> int:
             "templates": None if arguments.templates is None else str(arguments.templates),
         },
     )
-    with Progress("images", quiet=arguments.json) as progress:
+    with ItemDisplay(quiet=arguments.json) as display:
+        progress = partial(display.on_item, "images")
         report = table_to_shards(
             arguments.manifest,
             arguments.images_root,
@@ -165,7 +166,8 @@ def _warn_of_table(arguments: argparse.Namespace, report: Any) -> None:
 def _index(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import index_directory
 
-    with Progress("indexing", quiet=arguments.json) as progress:
+    with ItemDisplay(quiet=arguments.json) as display:
+        progress = partial(display.on_item, "indexing")
         shards = index_directory(arguments.directory, on_progress=progress)
     _print(arguments, {"shards": len(shards.sizes), "samples": len(shards), "digest": shards.digest})
     return 0
@@ -175,7 +177,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import ShardSet
 
     shards = ShardSet.open(arguments.directory)
-    with Progress("verifying", quiet=arguments.json) as progress:
+    with ItemDisplay(quiet=arguments.json) as display:
+        progress = partial(display.on_item, "verifying")
         faults = shards.verify(on_progress=progress)
     _print(arguments, {"samples": len(shards), "faults": list(faults), "digest": shards.digest})
     return 1 if faults else 0
@@ -224,32 +227,4 @@ def _print(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-class Progress:
-    """A rich bar on a terminal, a plain line now and then elsewhere; nothing when quiet. On standard error."""
-
-    def __init__(self, title: str, *, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import Progress
-
-        console = Console(stderr=True)
-        self._title = title
-        self._plain = not quiet and not console.is_terminal
-        self._last_line = time.monotonic()
-        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
-        self._task = self._bar.add_task(title, total=None)
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        self._bar.start()
-        return self._show
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def _show(self, done: int, total: int) -> None:
-        self._bar.update(self._task, completed=done, total=total)
-        if self._plain and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            print(f"{self._title} {done:,}/{total:,}", file=sys.stderr, flush=True)
-            self._last_line = time.monotonic()
-
-
-__all__ = ["Progress", "add_parser"]
+__all__ = ["add_parser"]

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,9 +33,8 @@ def add_parser(commands: Any) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     began = time.monotonic()
-    from clip_med.commands.data import Progress
     from clip_med.commands.evaluate import evaluate_folder
-    from clip_med.commands.progress import TrainDisplay
+    from clip_med.commands.progress import ItemDisplay, TrainDisplay
     from clip_med.config import load_config
     from clip_med.pretrain import PretrainConfig, pretrain
     from data_prep.phantoms.write import write_phantoms
@@ -44,7 +44,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     config = load_config(PretrainConfig, "pretrain/demo", arguments.overrides)
     config = dataclasses.replace(config, shards=(phantoms / "train",))
     print("1/3 drawing phantoms", file=sys.stderr)
-    with Progress("drawing", quiet=arguments.json) as progress:
+    with ItemDisplay(quiet=arguments.json) as display:
+        progress = partial(display.on_item, "drawing")
         write_phantoms(phantoms, COUNTS, size=_image_size(config), workers=2, on_progress=progress)
     print("2/3 pretraining", file=sys.stderr)
     with TrainDisplay() as display:

@@ -47,7 +47,7 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report: Path | None) -> tuple[Any, Any]:
     """Evaluate a run or model folder; of a run, keep the results and write the report. Returns (JSON, evaluation)."""
-    from clip_med.commands.progress import ImageDisplay
+    from clip_med.commands.progress import ItemDisplay
     from clip_med.config import config_hash
     from clip_med.data.shard_index import write_atomically
     from clip_med.distributed import process_group
@@ -57,8 +57,8 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
     from zero_shot.suite import evaluate
 
     folder = resolve_folder(model)
-    with process_group(device) as chosen, ImageDisplay() as display:  # type: ignore[arg-type]
-        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_image)
+    with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
+        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_item)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
     is_run = (model / "latest.json").is_file()
     if is_run:

@@ -68,18 +68,20 @@ class TrainDisplay:
         self._bar.update(self._task, completed=report.step, description=text)
 
 
-class ImageDisplay:
-    """A bar for each task of an evaluation, on a terminal only."""
+class ItemDisplay:
+    """Shows how many items of a piece of work are done: a bar for each on a terminal; nothing when quiet."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
         from rich.progress import Progress, TaskID
 
         console = Console(stderr=True)
-        self._bar = Progress(console=console, transient=True, disable=not console.is_terminal)
+        self._plain = not quiet and not console.is_terminal
+        self._last_line = time.monotonic()
+        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
         self._tasks: dict[str, TaskID] = {}
 
-    def __enter__(self) -> ImageDisplay:
+    def __enter__(self) -> ItemDisplay:
         self._bar.start()
         return self
 
@@ -88,11 +90,14 @@ class ImageDisplay:
     ) -> None:
         self._bar.stop()
 
-    def on_image(self, name: str, done: int, total: int) -> None:
-        """Receives the progress of `evaluate`."""
+    def on_item(self, name: str, done: int, total: int) -> None:
+        """Of the work `name`, `done` of `total` items are finished."""
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total)
-        self._bar.update(self._tasks[name], completed=done)
+        self._bar.update(self._tasks[name], completed=done, total=total)
+        if self._plain and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+            print(f"{name} {done:,}/{total:,}", file=sys.stderr, flush=True)
+            self._last_line = time.monotonic()
 
 
-__all__ = ["ImageDisplay", "TrainDisplay"]
+__all__ = ["ItemDisplay", "TrainDisplay"]
