@@ -1,0 +1,54 @@
+"""Two sides of one claim on the same work: alternate, take medians, print one JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from clip_med.training.run_folder import environment
+
+
+def arguments(description: str | None) -> argparse.Namespace:
+    """`--quick` and `--json FILE`, as every benchmark has them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="3 rounds of less work, under 50 s on 2 cores")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="also write the JSON line here")
+    return parser.parse_args()
+
+
+def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[float]:
+    """Seconds of theirs over seconds of ours, per round, after one round that is not counted."""
+    ratios: list[float] = []
+    for number in range(rounds + 1):
+        seconds: list[float] = []
+        for side in (ours, theirs):
+            began = time.perf_counter()
+            side()
+            seconds.append(time.perf_counter() - began)
+        if number:
+            ratios.append(seconds[1] / seconds[0])
+    return ratios
+
+
+def report(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
+    """Print the line that is the result, with medians and the lowest and highest round."""
+    line = json.dumps(
+        {
+            "benchmark": name,
+            "ratios": {key: round(statistics.median(values), 5) for key, values in measured.items()},
+            "spread": {key: [round(min(values), 5), round(max(values), 5)] for key, values in measured.items()},
+            "environment": environment(),
+            "quick": options.quick,
+        }
+    )
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(line + "\n", encoding="utf-8")
+    print(line)
+
+
+__all__ = ["alternate", "arguments", "report"]
