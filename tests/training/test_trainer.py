@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_med.config import ConfigError
+from clip_med.models.config import ResNetModel
 from clip_med.models.folder import load_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.checkpoint import CheckpointError, sorted_checkpoints
@@ -84,6 +85,22 @@ def test_stopping_at_any_step_and_going_on_changes_no_bit(shards: Path, tmp_path
         assert (second.started_at_step, second.step, second.finished) == (stop_at + 1, 12, True)
         assert final_bytes(run) == final_bytes(tmp_path / "whole")
         assert losses(run) == losses(tmp_path / "whole")
+
+
+def test_batch_statistics_memory_layout_and_bf16_are_continued_too(shards: Path, tmp_path: Path) -> None:
+    """A convolutional tower as the shipped configurations train it: running means, channels-last states, autocast."""
+    tower = ResNetModel(image_size=32, image_width=4, embed_dim=16, text_width=32, text_layers=1, text_heads=2)
+    config = dataclasses.replace(tiny_config(shards, precision="bf16", channels_last=True), model=tower)
+    pretrain(config, tmp_path / "whole")
+
+    def stop(report: StepReport) -> None:
+        if report.step == 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    assert pretrain(config, tmp_path / "stopped", on_step=stop).step == 7
+    assert pretrain(config, tmp_path / "stopped").finished
+    assert final_bytes(tmp_path / "stopped") == final_bytes(tmp_path / "whole")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
 def test_workers_and_saving_interval_change_no_bit(shards: Path, tmp_path: Path) -> None:
