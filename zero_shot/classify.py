@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from zero_shot.intervals import bootstrap_mean
+from zero_shot.intervals import bootstrap_mean, bootstrap_metrics
 from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc, macro_f1, top_k_accuracy
 from zero_shot.result import Result
 
@@ -71,37 +71,17 @@ def classification_results(
     """
     if len(labels) == 0:
         raise ValueError("no images to evaluate")
-    classes = scores.shape[1]
-    units = list(range(len(labels))) if groups is None else list(groups)
-    members: dict[Hashable, list[int]] = {}
-    for index, unit in enumerate(units):
-        members.setdefault(unit, []).append(index)
-    rows = [np.array(indices) for indices in members.values()]
-    rng = np.random.default_rng(seed)
     predicted = scores.argmax(axis=1)
-    drawn: list[tuple[float, float, float]] = []
-    # 500 sets: an end of the interval then has a standard error of sqrt(.025 * .975 / 500) / .058 = 0.12 of the
-    # metric's own (normal approximation), 3 % of the interval's width.
-    for _ in range(500):
-        chosen = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
-        drawn.append(_set_metrics(scores[chosen], predicted[chosen], labels[chosen], classes))
-    whole = _set_metrics(scores, predicted, labels, classes)
-    results = [bootstrap_mean(top_k_accuracy(scores, labels), name="top-1", groups=groups, seed=seed)]
-    for position, name in enumerate(("balanced accuracy", "macro F1", "macro AUROC")):
-        defined = np.array([values[position] for values in drawn])
-        defined = defined[~np.isnan(defined)]
-        low, high = np.quantile(defined, [0.025, 0.975]) if len(defined) else (np.nan, np.nan)
-        results.append(
-            Result(name=name, value=whole[position], low=float(low), high=float(high), n=len(labels), unit="fraction")
-        )
-    return results
 
+    def of_set(rows: NDArray[np.int64]) -> tuple[float, float, float]:
+        confusion = confusion_matrix(predicted[rows], labels[rows], scores.shape[1])
+        return balanced_accuracy(confusion), macro_f1(confusion), macro_auroc(scores[rows], labels[rows])
 
-def _set_metrics(
-    scores: Floats, predicted: NDArray[np.integer], labels: NDArray[np.integer], classes: int
-) -> tuple[float, float, float]:
-    confusion = confusion_matrix(predicted, labels, classes)
-    return balanced_accuracy(confusion), macro_f1(confusion), macro_auroc(scores, labels)
+    names = ("balanced accuracy", "macro F1", "macro AUROC")
+    return [
+        bootstrap_mean(top_k_accuracy(scores, labels), name="top-1", groups=groups, seed=seed),
+        *bootstrap_metrics(of_set, names=names, n=len(labels), groups=groups, seed=seed),
+    ]
 
 
 __all__ = ["Ensemble", "class_scores", "classification_results"]

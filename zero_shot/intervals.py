@@ -1,8 +1,8 @@
-"""Bootstrap intervals of means, resampling images or whole groups (patients) of images."""
+"""Bootstrap intervals of means and of whole-set metrics, resampling images or whole groups (patients) of images."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,10 +46,52 @@ def bootstrap_mean(
     if not known.any():
         return Result(name=name, value=float("nan"), low=float("nan"), high=float("nan"), n=0, unit=unit)
     sums, counts = _cluster(values, known, groups)
-    drawn_means = _replicates(sums, counts, replicates, np.random.default_rng(seed))
-    low, high = np.quantile(drawn_means, [(1 - level) / 2, (1 + level) / 2])
-    value = float(values[known].mean())
-    return Result(name=name, value=value, low=float(low), high=float(high), n=int(known.sum()), unit=unit)
+    low, high = _percentiles(_replicates(sums, counts, replicates, np.random.default_rng(seed)), level)
+    return Result(name=name, value=float(values[known].mean()), low=low, high=high, n=int(known.sum()), unit=unit)
+
+
+def bootstrap_metrics(
+    metrics: Callable[[NDArray[np.int64]], Sequence[float]],
+    *,
+    names: Sequence[str],
+    n: int,
+    unit: str = "fraction",
+    groups: Sequence[Hashable] | None = None,
+    replicates: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Result]:
+    """Metrics of a whole set that are no means over its images, such as macro F1, with percentile intervals.
+
+    Drawn sets for which a metric is undefined (NaN) are left out of its interval.
+
+    Args:
+        metrics: from row numbers, with repetitions, to one value per name.
+        n: images; groups: [N] group of each image, drawn whole; None draws images.
+        replicates: 500 give each end of an interval a standard error of sqrt(.025 * .975 / 500) / .058 = 0.12 of the
+            metric's own (normal approximation), 3 % of the interval's width.
+
+    Raises:
+        ValueError: no images, another number of groups, or replicates or level out of range.
+    """
+    if n < 1 or (groups is not None and len(groups) != n):
+        raise ValueError(f"n must be at least 1 with as many groups, got {n} and {groups!r:.40}")
+    _check_draws(replicates, level)
+    unit_of = np.arange(n) if groups is None else _unit_numbers(groups)
+    # Rows sorted by unit: those of unit u are members[u].
+    members = np.split(np.argsort(unit_of, kind="stable"), np.cumsum(np.bincount(unit_of))[:-1])
+    rng = np.random.default_rng(seed)
+    drawn = np.array(
+        [
+            metrics(np.concatenate([members[u] for u in rng.integers(0, len(members), len(members))]))
+            for _ in range(replicates)
+        ]
+    )
+    results: list[Result] = []
+    for name, value, column in zip(names, metrics(np.arange(n)), drawn.T, strict=True):
+        low, high = _percentiles(column, level)
+        results.append(Result(name=name, value=float(value), low=low, high=high, n=n, unit=unit))
+    return results
 
 
 def mean_of_means(
@@ -86,10 +128,9 @@ def mean_of_means(
     drawn = np.zeros(replicates)
     for values, groups in parts:
         drawn += _replicates(*_cluster(values, np.ones(len(values), dtype=bool), groups), replicates, rng) / len(parts)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    low, high = _percentiles(drawn, level)
     value = float(np.mean([values.mean() for values, _ in parts]))
-    n = sum(len(values) for values, _ in parts)
-    return Result(name=name, value=value, low=float(low), high=float(high), n=n, unit=unit)
+    return Result(name=name, value=value, low=low, high=high, n=sum(len(values) for values, _ in parts), unit=unit)
 
 
 def _check_draws(replicates: int, level: float) -> None:
@@ -103,11 +144,25 @@ def _cluster(
     """Sum and count of the known values of each unit that is drawn."""
     if groups is None:
         return values[known].astype(np.float64), np.ones(int(known.sum()))
-    number: dict[Hashable, int] = {}
-    unit = np.array([number.setdefault(group, len(number)) for group in groups])[known]
-    sums = np.bincount(unit, weights=values[known], minlength=len(number)).astype(np.float64)
-    counts = np.bincount(unit, minlength=len(number)).astype(np.float64)
+    unit = _unit_numbers(groups)[known]
+    sums = np.bincount(unit, weights=values[known]).astype(np.float64)
+    counts = np.bincount(unit).astype(np.float64)
     return sums[counts > 0], counts[counts > 0]
+
+
+def _unit_numbers(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Groups as numbers, in the order in which they first appear."""
+    number: dict[Hashable, int] = {}
+    return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
+
+
+def _percentiles(drawn: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """The ends of the interval over the defined values; NaN when there are none."""
+    defined = drawn[~np.isnan(drawn)]
+    if not len(defined):
+        return float("nan"), float("nan")
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _replicates(
@@ -123,4 +178,4 @@ def _replicates(
     return means
 
 
-__all__ = ["bootstrap_mean", "mean_of_means"]
+__all__ = ["bootstrap_mean", "bootstrap_metrics", "mean_of_means"]
