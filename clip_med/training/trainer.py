@@ -143,16 +143,7 @@ def train(
             chance.add(value, step)
             last = step == total_steps or stopped is not None
             if metrics is not None and (step % config.log_every_steps == 0 or last):
-                report = StepReport(
-                    step=step,
-                    samples=step * config.batch_size,
-                    total_steps=total_steps,
-                    loss=value,
-                    learning_rate=rate,
-                    logit_scale=float(encoder.logit_scale.detach().exp()),
-                    grad_norm=norm,
-                    samples_per_second=meter.rate(step) * config.batch_size,
-                )
+                report = _report(encoder, config, meter, step, total_steps, value, rate, norm)
                 metrics.write(report.to_line())
                 if on_step is not None:
                     on_step(report)
@@ -172,6 +163,28 @@ def train(
         seconds=time.monotonic() - began,
         checkpoint=_checkpoint(run, step),
         results=results,
+    )
+
+
+def _report(
+    encoder: DualEncoder,
+    config: TrainConfig,
+    meter: _Meter,
+    step: int,
+    total_steps: int,
+    value: float,
+    rate: float,
+    norm: float,
+) -> StepReport:
+    return StepReport(
+        step=step,
+        samples=step * config.batch_size,
+        total_steps=total_steps,
+        loss=value,
+        learning_rate=rate,
+        logit_scale=float(encoder.logit_scale.detach().exp()),
+        grad_norm=norm,
+        samples_per_second=meter.rate(step) * config.batch_size,
     )
 
 
