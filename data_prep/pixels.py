@@ -71,9 +71,7 @@ def _stripped(data: bytes) -> bytes | None:
         if data[:2] == b"\xff\xd8":
             return b"".join(_jpeg_segments(data))
         if data[:8] == _PNG_BEGIN and data[24] <= 8 and data[25] in _OPAQUE_PNG:
-            chunks = dict.fromkeys(kind for kind, _ in _png_chunks(data))
-            if b"tRNS" not in chunks:
-                return _PNG_BEGIN + b"".join(chunk for kind, chunk in _png_chunks(data) if kind in _KEPT_PNG_CHUNKS)
+            return _PNG_BEGIN + b"".join(chunk for kind, chunk in _png_chunks(data) if kind in _KEPT_PNG_CHUNKS)
     except IndexError:
         return None
     return None

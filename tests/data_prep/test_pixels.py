@@ -96,6 +96,30 @@ def test_a_turned_jpeg_is_stored_upright(orientation: int) -> None:
     assert np.abs(plain.astype(int) - expected).mean() < 2
 
 
+def test_jpeg_keeps_how_its_colours_are_coded() -> None:
+    """RGB whose components are numbered as those of YCbCr usually are: only the Adobe segment tells them apart."""
+    data = saved(picture(), "JPEG", quality=95, keep_rgb=True)
+    frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
+    coded = bytearray(data)
+    for i in range(3):
+        assert coded[frame + 3 * i] == coded[scan + 2 * i] == b"RGB"[i]
+        coded[frame + 3 * i] = coded[scan + 2 * i] = i + 1
+    expected = decode_image(bytes(coded))
+    assert expected[20, 5, 0] > 150 > expected[20, 5, 2]
+    kept, _ = clean_image(bytes(coded), source="a", max_side=None)
+    assert b"Adobe" in kept
+    np.testing.assert_array_equal(decode_image(kept), expected)
+
+
+def test_the_thumbnail_of_a_jpeg_is_gone() -> None:
+    data = saved(picture(), "JPEG")
+    assert data[2:11] == b"\xff\xe0\x00\x10JFIF\0"
+    head = data[:4] + struct.pack(">H", 16 + 21) + data[6:18]
+    with_thumbnail = head + b"\x07\x01" + SECRET.ljust(21, b".") + data[20:]
+    kept, _ = clean_image(with_thumbnail, source="a", max_side=None)
+    assert kept == data
+
+
 def test_png_loses_text_and_keeps_pixels() -> None:
     text = PngImagePlugin.PngInfo()
     text.add_text("Patient", SECRET.decode())
@@ -122,6 +146,12 @@ def test_what_transparency_hides_is_not_stored() -> None:
     hidden.putalpha(Image.new("L", hidden.size, 0))
     kept, _ = clean_image(saved(hidden, "PNG"), source="a", max_side=None)
     assert np.asarray(Image.open(BytesIO(kept)).convert("RGB")).max() == 0
+    seen = picture().quantize(4, dither=Image.Dither.NONE)
+    data = saved(seen, "PNG", transparency=seen.getpixel((40, 20)))
+    kept, _ = clean_image(data, source="a", max_side=None)
+    pixels = np.asarray(Image.open(BytesIO(kept)).convert("RGB"))
+    np.testing.assert_array_equal(pixels, decode_image(data))
+    assert pixels[:, 32:].max() == 0 < pixels[:, :32].max()
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "GIF", "WEBP", "PPM"])

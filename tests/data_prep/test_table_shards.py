@@ -260,6 +260,16 @@ def test_strict_refuses_before_anything_is_written_and_lists_all(tmp_path: Path,
     assert sum(report.written.values()) == 4
 
 
+def test_strict_refuses_an_image_that_vanishes_between_the_look_and_the_writing(tmp_path: Path, images: Path) -> None:
+    def after_the_look(done: int, total: int) -> None:
+        if done == total // 2:
+            (images / good_row(1)["path"]).unlink()
+
+    manifest = write_csv(tmp_path / "t.csv", [good_row(i) for i in range(4)])
+    with pytest.raises(RejectedRowError, match=r"changed meanwhile: row 2: .*: missing file"):
+        table_to_shards(manifest, images, tmp_path / "out", TableConfig(), strict=True, on_progress=after_the_look)
+
+
 def test_a_divided_group_is_counted_and_under_strict_refused(tmp_path: Path, images: Path) -> None:
     rows = [good_row(i) for i in range(6)]
     rows[3]["split"] = "test"
@@ -454,13 +464,14 @@ def test_killed_and_repeated_gives_the_same_bytes(tmp_path: Path, images: Path, 
     manifest, out = write_csv(tmp_path / "t.csv", rows), tmp_path / "out"
     config = TableConfig(samples_per_shard=2)
     table_to_shards(manifest, images, tmp_path / "whole", config, secret_file=secret)
-    # In the middle of the first split with a shard complete, and in the second with the first split complete.
-    for at, complete in ((3, []), (7, ["train"])):
+    # In the middle of the first split with a shard complete, in the second with the first split complete,
+    # and in the third: the list of rejected rows has grown by two splits.
+    for at, complete in ((3, []), (7, ["train"]), (9, ["train", "val"])):
         assert killed_run(manifest, images, out, secret, at, 0) == []
-        assert [path.parent.name for path in out.glob("*/dataset.json")] == complete
+        assert sorted(path.parent.name for path in out.glob("*/dataset.json")) == complete
         assert list(out.glob("*/*.tar"))
     report = table_to_shards(manifest, images, out, config, secret_file=secret)
-    assert report.kept_splits == ("train",)
+    assert report.kept_splits == ("train", "val")
     check_sum(report, out)
     for file in (tmp_path / "whole").rglob("*"):
         if file.is_file():
