@@ -60,6 +60,8 @@ class EvalConfig:
     batch_size: PositiveInt = 128
     workers: NonNegativeInt = 0
     """Processes that decode images; the results are the same."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast while encoding; unit rows, scores and metrics stay fp32 or better."""
     seed: NonNegativeInt = 0
     """Of the bootstrap intervals."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 
 Progress = Callable[[int, int], None]
+Precision = Literal["fp32", "bf16"]
 
 
 def image_features(
@@ -23,6 +25,7 @@ def image_features(
     *,
     batch_size: int = 128,
     workers: int = 0,
+    precision: Precision = "fp32",
     on_progress: Progress | None = None,
 ) -> Float32[np.ndarray, "N D"]:
     """Unit rows for the samples `indices`, in their order.
@@ -34,7 +37,7 @@ def image_features(
     rows: list[np.ndarray] = []
     done = 0
     batches = eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers)
-    with evaluating(encoder), closing(batches):
+    with evaluating(encoder, precision), closing(batches):
         for batch in batches:
             features = encoder.encode_image(batch.images.to(encoder.logit_scale.device)).float().cpu().numpy()
             wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -50,7 +53,9 @@ def image_features(
     return np.concatenate(rows) if rows else np.zeros((0, 0), dtype=np.float32)
 
 
-def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int = 256) -> Float32[np.ndarray, "M D"]:
+def text_features(
+    encoder: DualEncoder, texts: Sequence[str], *, batch_size: int = 256, precision: Precision = "fp32"
+) -> Float32[np.ndarray, "M D"]:
     """Unit rows for texts, in their order; shorter ones are encoded together, which changes no feature.
 
     Raises:
@@ -58,7 +63,7 @@ def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int
     """
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     features: np.ndarray | None = None
-    with evaluating(encoder):
+    with evaluating(encoder, precision):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             tokens = encoder.tokenize([texts[i] for i in chosen]).to(encoder.logit_scale.device)
@@ -73,12 +78,14 @@ def text_features(encoder: DualEncoder, texts: Sequence[str], *, batch_size: int
 
 
 @contextmanager
-def evaluating(encoder: DualEncoder) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode before comes back afterwards."""
+def evaluating(encoder: DualEncoder, precision: Precision = "fp32") -> Iterator[None]:
+    """Evaluation mode without gradients, with bf16 autocast if asked; the mode before comes back afterwards."""
     training = encoder.training
     encoder.eval()
     try:
-        with torch.no_grad():
+        # fp32 also turns off an autocast that is around the call, such as a trainer's.
+        device = encoder.logit_scale.device.type
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             yield
     finally:
         encoder.train(training)

@@ -134,7 +134,7 @@ def _examples(examples: Sequence[Example], opened: dict[str, ShardSet]) -> str:
         verdict = "right" if example.right else "wrong"
         figures.append(
             f'<figure><img alt="{html.escape(example.truth)}" src="data:image/jpeg;base64,{data}">'
-            f'<figcaption><span class="{verdict}">{verdict}: {html.escape(example.answer)}</span><br>'
+            f'<figcaption><span class="{verdict}">{verdict}: {html.escape(example.answers[0].text)}</span><br>'
             f"truth: {html.escape(example.truth)}</figcaption></figure>"
         )
     return f'<div class="examples">{"".join(figures)}</div>'

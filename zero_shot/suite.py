@@ -19,28 +19,42 @@ from clip_med.models.dual_encoder import DualEncoder
 from zero_shot.classify import class_scores, classification_results
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
 from zero_shot.features import image_features, text_features
-from zero_shot.intervals import mean_of_means
+from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix, top_k_accuracy
 from zero_shot.result import Result
 from zero_shot.retrieve import retrieval_results
 
 MEAN_TOP1: Final = "mean top-1"
 _EXAMPLES: Final = 8
+# Answers shown of each, best first.
+_ANSWERS: Final = 3
 # Rows of the similarity matrix that exist at a time.
 _CHUNK: Final = 256
 
 Progress = Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A class or a caption that the model gives for an image.
+
+    `score` is, of a class, its share of the softmax over classes (with ensemble `probability` the mean share), of a
+    caption the cosine. Shares are not calibrated.
+    """
+
+    text: str
+    score: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One image of a task for the report: what it is, what the model said, and whether that is right."""
+    """One image of a task for the report: what it is, the model's best answers, and whether the first is right."""
 
     shards: str
     index: int
     key: str
     truth: str
-    answer: str
+    answers: tuple[Answer, ...]
     right: bool
 
 
@@ -49,7 +63,8 @@ class TaskReport:
     """The outcome of one task.
 
     `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
-    None for retrieval, as are `confusion` (row = truth, column = answer) and `classes`.
+    None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
+    `recalls`, one per class over its own images; their mean is the balanced accuracy.
     """
 
     name: str
@@ -59,6 +74,7 @@ class TaskReport:
     examples: tuple[Example, ...]
     classes: tuple[str, ...] = ()
     confusion: tuple[tuple[int, ...], ...] = ()
+    recalls: tuple[Result, ...] = ()
     chance: float | None = None
     majority: float | None = None
 
@@ -103,6 +119,7 @@ class _ShardImages:
                     new,
                     batch_size=config.batch_size,
                     workers=config.workers,
+                    precision=config.precision,
                     on_progress=on_progress,
                 )
             )
@@ -145,10 +162,10 @@ def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress 
         features = part.images.features(encoder, part.indices, config, step)
         if isinstance(part.task, ClassificationTask):
             assert part.truth is not None
-            report, correct = _classify(encoder, part.task, features, part, part.truth, config.seed)
+            report, correct = _classify(encoder, part.task, features, part, part.truth, config)
             hits[report.name] = correct, [sample.group for sample in part.samples]
         else:
-            report = _retrieve(encoder, part.task, features, part, config.seed)
+            report = _retrieve(encoder, part.task, features, part, config)
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [hits[name] for name in sorted(hits)]
@@ -209,32 +226,42 @@ def _classify(
     features: NDArray[np.float32],
     part: _Prepared,
     truth: NDArray[np.int64],
-    seed: int,
+    config: EvalConfig,
 ) -> tuple[TaskReport, NDArray[np.float64]]:
     prompts = render_prompts(task.prompts)
     samples = part.samples
-    flat = text_features(encoder, [prompt for texts in prompts.values() for prompt in texts])
+    flat = text_features(
+        encoder, [prompt for texts in prompts.values() for prompt in texts], precision=config.precision
+    )
     ends = np.cumsum([len(texts) for texts in prompts.values()])
     scale = float(encoder.logit_scale.detach().exp())
     scores = class_scores(features, np.split(flat, ends[:-1]), scale=scale, ensemble=task.ensemble)
     groups = [sample.group for sample in samples]
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)
+    right = answer == truth
     confusion = confusion_matrix(answer, truth, len(classes))
+    shares = scores if task.ensemble == "probability" else _softmax(scores)
+    recalls: list[Result] = []
+    for number, label in enumerate(classes):
+        own = np.flatnonzero(truth == number)
+        hit = right[own].astype(np.float64)
+        recalls.append(bootstrap_mean(hit, name=label, groups=[groups[i] for i in own], seed=config.seed))
     return (
         TaskReport(
             name=task.name,
             kind=task.kind,
             n=len(samples),
-            results=tuple(classification_results(scores, truth, groups=groups, seed=seed)),
+            results=tuple(classification_results(scores, truth, groups=groups, seed=config.seed)),
             examples=_examples(
                 part,
                 [classes[c] for c in truth],
-                [classes[c] for c in answer],
-                (answer == truth).tolist(),
+                right.tolist(),
+                lambda row: [Answer(classes[c], float(shares[row, c])) for c in _best(scores[row])],
             ),
             classes=classes,
             confusion=tuple(tuple(row) for row in confusion.tolist()),
+            recalls=tuple(recalls),
             chance=1 / len(classes),
             majority=float(confusion.sum(axis=1).max() / len(samples)),
         ),
@@ -243,7 +270,7 @@ def _classify(
 
 
 def _retrieve(
-    encoder: DualEncoder, task: RetrievalTask, features: NDArray[np.float32], part: _Prepared, seed: int
+    encoder: DualEncoder, task: RetrievalTask, features: NDArray[np.float32], part: _Prepared, config: EvalConfig
 ) -> TaskReport:
     """Images against distinct captions; an image's captions and those equal to them are all correct."""
     samples = part.samples
@@ -252,31 +279,39 @@ def _retrieve(
         for caption in sample.captions:
             wording.setdefault(text_id(caption, "caption"), caption)
     ids = list(wording)
-    texts = text_features(encoder, list(wording.values()))
+    texts = text_features(encoder, list(wording.values()), precision=config.precision)
     column = {identity: number for number, identity in enumerate(ids)}
     texts_of = [sorted({column[text_id(caption, "caption")] for caption in sample.captions}) for sample in samples]
     groups = [sample.group for sample in samples]
-    best = [
+    first = [
         int(number)
         for start in range(0, len(features), _CHUNK)
         for number in (features[start : start + _CHUNK] @ texts.T).argmax(axis=1)
     ]
+
+    def answers(row: int) -> list[Answer]:
+        cosines = features[row] @ texts.T
+        # A product of one row rounds otherwise than one of many: the first of near ties is the one that was judged.
+        others = [number for number in _best(cosines, _ANSWERS + 1) if number != first[row]]
+        best = [first[row], *others][:_ANSWERS]
+        return [Answer(wording[ids[number]], float(cosines[number])) for number in best]
+
     return TaskReport(
         name=task.name,
         kind=task.kind,
         n=len(samples),
-        results=tuple(retrieval_results(features, texts, texts_of, ks=task.ks, image_groups=groups, seed=seed)),
+        results=tuple(retrieval_results(features, texts, texts_of, ks=task.ks, image_groups=groups, seed=config.seed)),
         examples=_examples(
             part,
             [sample.captions[0] for sample in samples],
-            [wording[ids[number]] for number in best],
-            [number in texts_of[row] for row, number in enumerate(best)],
+            [number in texts_of[row] for row, number in enumerate(first)],
+            answers,
         ),
     )
 
 
 def _examples(
-    part: _Prepared, truth: Sequence[str], answer: Sequence[str], right: Sequence[bool]
+    part: _Prepared, truth: Sequence[str], right: Sequence[bool], answers: Callable[[int], Sequence[Answer]]
 ) -> tuple[Example, ...]:
     """Some right and some wrong answers, spread evenly over the task: not picked by how they look."""
     chosen: list[int] = []
@@ -289,11 +324,21 @@ def _examples(
             index=part.indices[row],
             key=part.samples[row].key,
             truth=truth[row],
-            answer=answer[row],
+            answers=tuple(answers(row)),
             right=right[row],
         )
         for row in chosen
     )
+
+
+def _best(scores: NDArray[np.floating], count: int = _ANSWERS) -> list[int]:
+    """The numbers of the highest scores, best first; of equal ones the first, as argmax has it."""
+    return np.argsort(-scores, kind="stable")[:count].tolist()
+
+
+def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 def _without_nan(value: Any) -> Any:
@@ -304,4 +349,4 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-__all__ = ["MEAN_TOP1", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator"]
+__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator"]

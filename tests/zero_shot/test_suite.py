@@ -102,7 +102,7 @@ def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(sha
     wrong = evaluate(Answering(lambda i: min(CLASS_OF[i], 1), class_in), config).tasks[0]
     assert wrong.confusion == ((12, 0, 0), (0, 8, 0), (0, 4, 0))
     assert [example.right for example in wrong.examples] == [True] * 4 + [False] * 4
-    assert {(e.truth, e.answer) for e in wrong.examples if not e.right} == {("normal", "mass")}
+    assert {(e.truth, e.answers[0].text) for e in wrong.examples if not e.right} == {("normal", "mass")}
     assert [e.key for e in wrong.examples] == ["k00", "k05", "k10", "k15", "k20", "k21", "k22", "k23"]
     assert values(wrong)["top-1"] == pytest.approx(20 / 24)
     assert values(wrong)["balanced accuracy"] == pytest.approx(2 / 3)
