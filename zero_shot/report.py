@@ -17,6 +17,10 @@ from zero_shot import table
 from zero_shot.suite import Evaluation, Example, TaskReport
 
 _THUMBNAIL_SIDE: Final = 320
+_SCORES: Final = {
+    "classification": "In parentheses: the class's share of the softmax over classes; not calibrated.",
+    "retrieval": "In parentheses: cosine of image and caption.",
+}
 _STYLE: Final = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff; max-width: 72rem; margin: 2rem auto;
   padding: 0 1rem; }
@@ -57,7 +61,7 @@ def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]]
         parts.append(f"<h2>{html.escape(task.name)}</h2>")
         if task.confusion:
             parts.append(_matrix(task))
-        parts.append(_examples(task.examples, opened))
+        parts += [f'<p class="note">{_SCORES[task.kind]}</p>', _examples(task.examples, opened)]
     body = "\n".join(parts)
     document = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -107,16 +111,16 @@ def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _matrix(task: TaskReport) -> str:
-    """Confusion matrix; a cell is shaded by its share of the row."""
+    """Confusion matrix, a cell shaded by its share of the row, and the recall of each class."""
     head = "".join(f"<th>{html.escape(name)}</th>" for name in task.classes)
     lines: list[str] = []
-    for name, counts in zip(task.classes, task.confusion, strict=True):
+    for name, counts, recall in zip(task.classes, task.confusion, task.recalls, strict=True):
         total = sum(counts)
         cells = "".join(_shaded(count, count / total if total else 0.0) for count in counts)
-        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+        lines.append(f"<tr><th>{html.escape(name)}</th>{cells}<th>{table.cell(recall)}</th></tr>")
     return (
         '<p class="note">Rows: truth; columns: answer.</p><div class="wide"><table class="matrix">'
-        f"<tr><th></th>{head}</tr>{''.join(lines)}</table></div>"
+        f"<tr><th></th>{head}<th>recall</th></tr>{''.join(lines)}</table></div>"
     )
 
 
@@ -132,9 +136,11 @@ def _examples(examples: Sequence[Example], opened: dict[str, ShardSet]) -> str:
             opened[example.shards] = ShardSet.open(example.shards)
         data = base64.b64encode(_thumbnail(opened[example.shards].read(example.index))).decode("ascii")
         verdict = "right" if example.right else "wrong"
+        first, *others = [f"{html.escape(answer.text)} ({answer.score:.2f})" for answer in example.answers]
+        then = "".join(f'<br><span class="note">then {other}</span>' for other in others)
         figures.append(
             f'<figure><img alt="{html.escape(example.truth)}" src="data:image/jpeg;base64,{data}">'
-            f'<figcaption><span class="{verdict}">{verdict}: {html.escape(example.answers[0].text)}</span><br>'
+            f'<figcaption><span class="{verdict}">{verdict}: {first}</span>{then}<br>'
             f"truth: {html.escape(example.truth)}</figcaption></figure>"
         )
     return f'<div class="examples">{"".join(figures)}</div>'

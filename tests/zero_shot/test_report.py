@@ -125,5 +125,10 @@ def test_images_and_counts_are_those_of_the_evaluation(tmp_path: Path) -> None:
     assert set(sizes[1:]) == {(320, 240), (32, 32)}
     cells = re.findall(r">(\d+)</td>", text[text.index('class="matrix"') :])
     assert cells == [str(count) for row in done.tasks[0].confusion for count in row]
+    page = Page(text).text
+    for task in done.tasks:
+        for example in task.examples:
+            first, *others = [f"{answer.text} ({answer.score:.2f})" for answer in example.answers]
+            assert f"right: {first}{''.join(f'then {other}' for other in others)}truth: {example.truth}" in page
     assert "0.812" not in text
     assert "1.000 [1.000, 1.000]" in text

@@ -108,6 +108,30 @@ def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(sha
     assert values(wrong)["balanced accuracy"] == pytest.approx(2 / 3)
 
 
+def test_examples_rank_three_answers_and_recalls_average_to_the_balanced_accuracy(shards: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY).eval()
+    config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=shards)))
+    first, second = evaluate(encoder, config).tasks
+    assert [(r.name, r.n) for r in first.recalls] == list(zip(CLASSES, (12, 8, 4), strict=True))
+    assert np.mean([r.value for r in first.recalls]) == pytest.approx(values(first)["balanced accuracy"], abs=1e-12)
+    data = ShardSet.open(shards)
+    with torch.no_grad():
+        for example in second.examples:
+            pixels = np.asarray(Image.open(BytesIO(data.read(example.index).image)).convert("RGB"))
+            image = encoder.encode_image(torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy()))
+            texts = [text.format(name) for name in CLASSES for text in ("A {}.", "Seen here: {}.")]
+            cosines = (image @ encoder.encode_text(encoder.tokenize(texts)).T)[0].numpy()
+            assert [a.score for a in example.answers] == pytest.approx(np.sort(cosines)[:-4:-1], abs=1e-5)
+            for answer in example.answers:
+                assert answer.score == pytest.approx(cosines[texts.index(answer.text)], abs=1e-5)
+    for example in first.examples:
+        assert {a.text for a in example.answers} == set(CLASSES)
+        assert sum(a.score for a in example.answers) == pytest.approx(1.0)
+        assert [a.score for a in example.answers] == sorted((a.score for a in example.answers), reverse=True)
+        assert example.right == (example.answers[0].text == example.truth)
+
+
 def test_batch_size_workers_and_order_of_tasks_change_nothing(shards: Path) -> None:
     torch.manual_seed(0)
     encoder = build_model(TINY)

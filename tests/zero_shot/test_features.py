@@ -1,0 +1,71 @@
+"""Features: each in its place whatever is encoded together, unit rows in either precision, the encoder as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from clip_med.data.shards import ShardSet
+from clip_med.models.folder import build_model
+from tests.labelled_shards import write_labelled
+from tests.tiny_run import TINY
+from zero_shot.features import evaluating, image_features, text_features
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+TEXTS = ["A mass.", "Nothing is seen on either side of the chest.", "Cyst.", "A mass.", "A cyst in the left lobe."]
+
+
+def test_rows_stay_in_the_given_order_whatever_is_encoded_together(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY)
+    shards = ShardSet.open(write_labelled(tmp_path / "s"))
+    seen: list[tuple[int, int]] = []
+    indices = [20, 3, 11, 0, 7]
+    rows = image_features(encoder, shards, indices, batch_size=2, on_progress=lambda *step: seen.append(step))
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+    alone = [image_features(encoder, shards, [index])[0] for index in indices]
+    np.testing.assert_allclose(rows, alone, rtol=0, atol=1e-6)
+    texts = text_features(encoder, TEXTS, batch_size=2)
+    alone = [text_features(encoder, [text])[0] for text in TEXTS]
+    np.testing.assert_allclose(texts, alone, rtol=0, atol=1e-6)
+    for made in (rows, texts):
+        np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1.0, atol=1e-6)
+    assert image_features(encoder, shards, []).shape == text_features(encoder, []).shape == (0, 0)
+
+
+def test_bf16_is_near_and_leaves_unit_rows_of_fp32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY)
+    shards = ShardSet.open(write_labelled(tmp_path / "s"))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = text_features(encoder, TEXTS)
+    exact = text_features(encoder, TEXTS)
+    # A trainer's autocast around the call changes nothing.
+    np.testing.assert_array_equal(inside, exact)
+    pairs = (
+        (exact, text_features(encoder, TEXTS, precision="bf16")),
+        (image_features(encoder, shards, range(5)), image_features(encoder, shards, range(5), precision="bf16")),
+    )
+    for whole, half in pairs:
+        assert half.dtype == np.float32
+        assert 0 < np.abs(whole - half).max() < 0.03
+        np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1.0, atol=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_comes_back_also_after_an_error(training: bool) -> None:
+    encoder = build_model(TINY).train(training)
+
+    def fail() -> None:
+        with evaluating(encoder):
+            assert not encoder.training
+            assert not torch.is_grad_enabled()
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert encoder.training is training
+    assert torch.is_grad_enabled()
