@@ -32,8 +32,9 @@ th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid #e2e7
 thead th { border-bottom: 2px solid #1d2733; }
 .matrix td { text-align: center; min-width: 2.6rem; border: 1px solid #fff; }
 .matrix th { font-weight: 400; border: 0; }
-.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
+.examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: 1rem; }
 figure { margin: 0; font-size: .82rem; } figure img { width: 100%; background: #000; border-radius: 4px; }
+figure .note { display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: 3; overflow: hidden; }
 .right { color: #1a6b3c; } .wrong { color: #a8321f; }
 svg { max-width: 100%; height: auto; }
 """
@@ -137,11 +138,11 @@ def _examples(examples: Sequence[Example], opened: dict[str, ShardSet]) -> str:
         data = base64.b64encode(_thumbnail(opened[example.shards].read(example.index))).decode("ascii")
         verdict = "right" if example.right else "wrong"
         first, *others = [f"{html.escape(answer.text)} ({answer.score:.2f})" for answer in example.answers]
-        then = "".join(f'<br><span class="note">then {other}</span>' for other in others)
+        then = "".join(f'<div class="note">then {other}</div>' for other in others)
         figures.append(
             f'<figure><img alt="{html.escape(example.truth)}" src="data:image/jpeg;base64,{data}">'
-            f'<figcaption><span class="{verdict}">{verdict}: {first}</span>{then}<br>'
-            f"truth: {html.escape(example.truth)}</figcaption></figure>"
+            f'<figcaption><span class="{verdict}">{verdict}: {first}</span>{then}'
+            f"<div>truth: {html.escape(example.truth)}</div></figcaption></figure>"
         )
     return f'<div class="examples">{"".join(figures)}</div>'
 
