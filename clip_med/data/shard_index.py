@@ -1,8 +1,4 @@
-"""Scanning a tar into an index: every header verified, every member located and checksummed. Imports no torch.
-
-webdataset and the tar libraries below it end a stream silently at the first damaged header (one flipped byte can cost
-all later samples) and never look at payloads; here each such fault is an error that names file and offset.
-"""
+"""The index of a shard: every member of every sample located and checksummed. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,22 +6,14 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final, cast
 
 from clip_med.data.sample import IMAGE_SUFFIXES
+from clip_med.data.tar import ShardError, tar_members
 
-BLOCK: Final = 512
 INDEX_VERSION: Final = 1
-# A compressed bomb named .tar costs a stream reader gigabytes; an image or caption never needs more than this.
-MAX_MEMBER_BYTES: Final = 256 * 1024**2
-_COMPRESSED: Final = {b"\x1f\x8b": "gzip", b"\xfd7": "xz", b"BZ": "bzip2", b"\x28\xb5": "zstd"}
-
-
-class ShardError(ValueError):
-    """A shard that cannot be used; the message names the file, what was found and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +92,7 @@ def index_shard(tar: Path, *, write: bool = True) -> ShardIndex:
     groups: dict[str, dict[str, Member]] = {}
     last = None
     with tar.open("rb") as file:
-        for name, offset, size in _members(file, tar):
+        for name, offset, size in tar_members(file, tar):
             key, _, suffix = os.path.basename(name).partition(".")
             if not key or not suffix:
                 raise ShardError(f"{tar}: offset {offset}: member {name!r} is not named KEY.suffix")
@@ -142,59 +130,6 @@ def write_atomically(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-
-
-def _members(file: BinaryIO, tar: Path) -> Iterator[tuple[str, int, int]]:
-    """(name, payload offset, size) of each regular member up to the end-of-archive blocks."""
-    total = os.fstat(file.fileno()).st_size
-    position = 0
-    while True:
-        file.seek(position)
-        header = file.read(BLOCK)
-        if position == 0 and header[:2] in _COMPRESSED:
-            raise ShardError(f"{tar}: is {_COMPRESSED[header[:2]]}-compressed; shards must be uncompressed tars")
-        if len(header) < BLOCK:
-            raise ShardError(f"{tar}: offset {position}: truncated, the end-of-archive blocks are missing")
-        if not any(header):
-            rest = file.read()
-            if len(rest) < BLOCK or any(rest):
-                raise ShardError(
-                    f"{tar}: offset {position}: data or nothing follows where two zero blocks are expected"
-                )
-            return
-        name, size = _parse_header(header, tar, position)
-        payload = position + BLOCK
-        end = payload + -(-size // BLOCK) * BLOCK
-        if end > total:
-            raise ShardError(f"{tar}: offset {position}: member {name!r} is truncated ({size} bytes announced)")
-        yield name, payload, size
-        position = end
-
-
-def _parse_header(header: bytes, tar: Path, position: int) -> tuple[str, int]:
-    """Name and size from a ustar or GNU header; its checksum is the sum of its bytes, its own field taken as spaces."""
-    where = f"{tar}: offset {position}"
-    try:
-        announced = int(header[148:156].strip(b"\0 ") or b"-1", 8)
-    except ValueError as error:
-        raise ShardError(f"{where}: damaged header (checksum field {header[148:156]!r})") from error
-    actual = sum(header[:148]) + 8 * 32 + sum(header[156:])
-    if announced != actual:
-        raise ShardError(f"{where}: damaged header: checksum {announced}, computed {actual}")
-    kind = header[156:157]
-    if kind not in (b"0", b"\0"):
-        raise ShardError(f"{where}: member of type {kind!r}; only regular files are read (no links, no pax headers)")
-    try:
-        name = header[:100].split(b"\0", 1)[0].decode("utf-8")
-        if header[257:262] == b"ustar":
-            prefix = header[345:500].split(b"\0", 1)[0].decode("utf-8")
-            name = f"{prefix}/{name}" if prefix and header[257:263] == b"ustar\0" else name
-        size = int(header[124:136].strip(b"\0 ") or b"-1", 8)
-    except ValueError as error:
-        raise ShardError(f"{where}: damaged header: {error}") from error
-    if not 0 < size <= MAX_MEMBER_BYTES:
-        raise ShardError(f"{where}: member {name!r} has {size} bytes; expected 1 to {MAX_MEMBER_BYTES}")
-    return name, size
 
 
 __all__ = ["Member", "ShardError", "ShardIndex", "index_path", "index_shard", "write_atomically"]
