@@ -107,7 +107,7 @@ def _description(
     everything = sum(parameter.numel() for parameter in encoder.clip.parameters())
     epochs = total_steps * config.train.batch_size / len(shards)
     return (
-        f"{len(shards):,} samples in {len(shards.tars)} shard(s); {images / 1e6:.1f} M parameters in the image tower, "
+        f"{len(shards):,} samples in {len(shards.sizes)} shard(s); {images / 1e6:.1f} M parameters in the image tower, "
         f"{(everything - images) / 1e6:.1f} M in the text tower; {total_steps:,} steps of {config.train.batch_size} "
         f"pairs ({epochs:.2f} epochs) on {world_size()} x {device.type}, {config.train.precision}"
     )

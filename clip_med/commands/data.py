@@ -164,7 +164,7 @@ def _warn_of_table(arguments: argparse.Namespace, report: Any) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from clip_med.data.shards import index_directory
+    from clip_med.data.indexing import index_directory
 
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "indexing")
@@ -185,7 +185,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from clip_med.data.shards import ShardSet, count
+    from clip_med.data.counts import count
+    from clip_med.data.shards import ShardSet
 
     shards = ShardSet.open(arguments.directory)
     counts = count(shards)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final, cast
 
 IMAGE_SUFFIXES: Final = ("jpg", "png", "jpeg", "webp")
+TEXT_SUFFIXES: Final = ("json", "txt")
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
 
@@ -194,4 +195,4 @@ def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, str] | None:
     return cast(dict[str, str], value)
 
 
-__all__ = ["IMAGE_SUFFIXES", "Sample", "SampleError", "keyed_hash", "sample_from_members"]
+__all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "Sample", "SampleError", "keyed_hash", "sample_from_members"]

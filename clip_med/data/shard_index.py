@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from clip_med.data.sample import IMAGE_SUFFIXES
+from clip_med.data.sample import TEXT_SUFFIXES, SampleError, sample_from_members
 from clip_med.data.tar import ShardError, tar_members
 
-INDEX_VERSION: Final = 1
+INDEX_VERSION: Final = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Member:
     """One file of a sample: its suffix, where its bytes lie in the tar, and their CRC-32."""
 
@@ -26,70 +26,112 @@ class Member:
     crc32: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sample of a shard: what has to be known of it before it is read.
+
+    `label` is its first label, None without labels. `members` are in file order.
+    """
+
+    key: str
+    members: tuple[Member, ...]
+    modality: str
+    group: str
+    label: str | None
+
+
 @dataclass(frozen=True)
 class ShardIndex:
-    """What one tar holds: size and SHA-256 of the file, and for each key, in file order, its members."""
+    """What one tar holds: size and SHA-256 of the file, its samples in file order, and those left out with reasons."""
 
     name: str
     size: int
     sha256: str
-    samples: tuple[tuple[str, tuple[Member, ...]], ...]
+    samples: tuple[Entry, ...]
+    excluded: tuple[tuple[str, str], ...] = ()
 
     def to_json(self) -> str:
-        """The sidecar file's text."""
-        table = [[key, [[m.suffix, m.offset, m.size, m.crc32] for m in members]] for key, members in self.samples]
+        """The sidecar file's text; modality and label, of few distinct values, are numbers into lists."""
         document = {
             "version": INDEX_VERSION,
             "name": self.name,
             "size": self.size,
             "sha256": self.sha256,
             "count": len(self.samples),
-            "samples": table,
+            "samples": [[e.key, [[m.suffix, m.offset, m.size, m.crc32] for m in e.members]] for e in self.samples],
+            "groups": [entry.group for entry in self.samples],
+            "modalities": _coded([entry.modality for entry in self.samples]),
+            "labels": _coded([entry.label for entry in self.samples]),
+            "excluded": [list(pair) for pair in self.excluded],
         }
-        return json.dumps(document, separators=(",", ":"))
+        return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
 
     @classmethod
-    def read(cls, path: Path) -> ShardIndex:
-        """Read a sidecar file.
+    def from_json(cls, data: bytes, source: str) -> ShardIndex:
+        """Read the text of a sidecar file; `source` names it in errors.
 
         Raises:
-            ShardError: missing, damaged, of another version, or its count differs from its table.
+            ShardError: damaged, of another version, or its count differs from its table.
         """
+        mend = "run `clip-med data index` on its folder"
         try:
-            document = cast(dict[str, Any], json.loads(path.read_text(encoding="utf-8")))
+            document = cast(dict[str, Any], json.loads(data))
             if document["version"] != INDEX_VERSION:
-                raise ShardError(f"{path}: index version {document['version']}, expected {INDEX_VERSION}")
-            samples = tuple(
-                (str(key), tuple(Member(str(s), int(o), int(n), int(c)) for s, o, n, c in members))
-                for key, members in document["samples"]
+                raise ShardError(f"{source}: index version {document['version']}, expected {INDEX_VERSION}; {mend}")
+            columns = (
+                document["samples"],
+                _decoded(document["modalities"]),
+                document["groups"],
+                _decoded(document["labels"]),
             )
-            index = cls(str(document["name"]), int(document["size"]), str(document["sha256"]), samples)
+            samples = tuple(
+                Entry(
+                    str(key),
+                    tuple(Member(str(s), int(o), int(n), int(c)) for s, o, n, c in members),
+                    str(modality),
+                    str(group),
+                    None if label is None else str(label),
+                )
+                for (key, members), modality, group, label in zip(*columns, strict=True)
+            )
+            excluded = tuple((str(key), str(reason)) for key, reason in document["excluded"])
+            index = cls(str(document["name"]), int(document["size"]), str(document["sha256"]), samples, excluded)
             count = int(document["count"])
         except ShardError:
             raise
-        except FileNotFoundError as error:
-            raise ShardError(f"{path}: no index; run `clip-med data index {path.parent}`") from error
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ShardError(f"{path}: damaged index ({error!r}); run `clip-med data index {path.parent}`") from error
+        except (LookupError, TypeError, AttributeError, ValueError) as error:
+            raise ShardError(f"{source}: damaged index ({error!r}); {mend}") from error
         if count != len(samples):
-            raise ShardError(f"{path}: says {count} samples and lists {len(samples)}; run `clip-med data index` again")
+            raise ShardError(f"{source}: says {count} samples and lists {len(samples)}; {mend}")
         return index
 
 
+def index_name(tar: str) -> str:
+    """`X.tar.idx.json`, which stands beside `X.tar`."""
+    return tar + ".idx.json"
+
+
 def index_path(tar: Path) -> Path:
-    """`X.tar.idx.json` beside `X.tar`."""
-    return tar.with_name(tar.name + ".idx.json")
+    """The same for a path."""
+    return tar.with_name(index_name(tar.name))
 
 
-def index_shard(tar: Path, *, write: bool = True) -> ShardIndex:
+def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> ShardIndex:
     """Scan a tar into its index; `write` also stores it beside the tar.
 
+    Every member is read once for its CRC-32, and every sample's text is parsed; images are not decoded.
+
+    Args:
+        exclude_bad: leave out samples without image, caption or readable fields, and list them with the reason,
+            instead of refusing the tar.
+
     Raises:
-        ShardError: compressed, damaged or truncated tar; links, directories or extended headers; a member without
-            key or suffix, a duplicate member, parts of one key that are not adjacent, a sample without image or
-            without text, a member over 256 MiB. The message names file and offset.
+        ShardError: compressed, damaged or truncated tar; links; a member without key or suffix, a duplicate member,
+            parts of one key that are not adjacent, a member over 256 MiB. The message names file and offset. Also,
+            without `exclude_bad`, a sample that breaks the contract; the message names file and key.
     """
     groups: dict[str, dict[str, Member]] = {}
+    texts: dict[str, dict[str, bytes]] = {}
     last = None
     with tar.open("rb") as file:
         for name, offset, size in tar_members(file, tar):
@@ -104,22 +146,46 @@ def index_shard(tar: Path, *, write: bool = True) -> ShardIndex:
             if suffix in members:
                 raise ShardError(f"{tar}: offset {offset}: duplicate member {name!r}")
             file.seek(offset)
-            members[suffix] = Member(suffix, offset, size, zlib.crc32(file.read(size)))
+            data = file.read(size)
+            members[suffix] = Member(suffix, offset, size, zlib.crc32(data))
+            texts.setdefault(key, {})[suffix] = data if suffix in TEXT_SUFFIXES else b""
             last = key
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    for key, members in groups.items():
-        if not any(suffix in members for suffix in IMAGE_SUFFIXES):
-            raise ShardError(f"{tar}: sample {key!r} has no image, only {', '.join(members)}")
-        if not ("json" in members or "txt" in members):
-            raise ShardError(f"{tar}: sample {key!r} has no json or txt, only {', '.join(members)}")
     if not groups:
         raise ShardError(f"{tar}: holds no samples")
-    samples = tuple((key, tuple(members.values())) for key, members in groups.items())
-    index = ShardIndex(tar.name, tar.stat().st_size, digest, samples)
+    samples: list[Entry] = []
+    excluded: list[tuple[str, str]] = []
+    for key, members in groups.items():
+        try:
+            sample = sample_from_members(key, texts[key], str(tar))
+        except SampleError as error:
+            if not exclude_bad:
+                raise ShardError(f"{error}; `clip-med data index --exclude-bad` leaves such samples out") from error
+            excluded.append((key, str(error)))
+            continue
+        label = sample.labels[0] if sample.labels else None
+        samples.append(Entry(key, tuple(members.values()), sample.modality, sample.group, label))
+    if not samples:
+        raise ShardError(f"{tar}: none of its {len(groups)} samples can be used; the first: {excluded[0][1]}")
+    index = ShardIndex(tar.name, tar.stat().st_size, digest, tuple(samples), tuple(excluded))
     if write:
         write_atomically(index_path(tar), index.to_json())
     return index
+
+
+def _coded(values: list[Any]) -> list[list[Any]]:
+    """Distinct values, and the number of each value among them."""
+    numbers: dict[Any, int] = {}
+    codes = [numbers.setdefault(value, len(numbers)) for value in values]
+    return [list(numbers), codes]
+
+
+def _decoded(column: Any) -> list[Any]:
+    values, codes = column
+    if any(code < 0 for code in codes):
+        raise ValueError("a negative number in a column")
+    return [values[code] for code in codes]
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -132,4 +198,4 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-__all__ = ["Member", "ShardError", "ShardIndex", "index_path", "index_shard", "write_atomically"]
+__all__ = ["Entry", "Member", "ShardError", "ShardIndex", "index_name", "index_path", "index_shard", "write_atomically"]

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from clip_med.data.counts import FieldCounts
+from clip_med.data.dataset_file import write_dataset
 from clip_med.data.sample import Sample
 from clip_med.data.shard_index import ShardError, ShardIndex, index_shard
-from clip_med.data.shards import FieldCounts, write_dataset
 
 
 class ShardWriter:

@@ -309,7 +309,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     samples[4] = sample(4, image=picture(4)[:-200])
     samples[11] = sample(11, image=b"not an image at all")
     shards = write(tmp_path_factory.mktemp("damaged") / "train", samples)
-    tar = shards.tars[6]
+    tar = Path(shards.shards[6].location)
     data = bytearray(tar.read_bytes())
     data[data.index(sample(30).image) + 100] ^= 0xFF
     tar.write_bytes(bytes(data))
@@ -328,7 +328,7 @@ def test_raise_names_key_and_shard(
     part = loader(damaged, workers=workers, global_batch=1, start=position)
     with pytest.raises(error, match=rf"k{index:03d}") as caught:
         next(part)
-    assert damaged.tars[index // 5].name in str(caught.value)
+    assert Path(damaged.shards[index // 5].location).name in str(caught.value)
     part.close()
 
 
@@ -394,8 +394,8 @@ def test_nothing_readable_ends_in_an_error(tmp_path: Path) -> None:
 
 def test_a_failing_disk_is_not_a_bad_sample(tmp_path: Path) -> None:
     shards = write(tmp_path / "s", [sample(i) for i in range(6)])
-    shards.tars[0].unlink()
-    shards.tars[1].unlink()
+    Path(shards.shards[0].location).unlink()
+    Path(shards.shards[1].location).unlink()
     with pytest.raises(FileNotFoundError):
         next(loader(shards, global_batch=6, config=LoaderConfig(on_bad_sample="replace", max_bad_fraction=1.0)))
 
@@ -570,7 +570,7 @@ def alive(pid: int) -> bool:
 def start(shards: ShardSet, ending: str) -> tuple[subprocess.Popen[str], list[int]]:
     code = PROGRAM + textwrap.dedent(ending)
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(shards.directory)],
+        [sys.executable, "-c", code, str(Path(shards.shards[0].location).parent)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

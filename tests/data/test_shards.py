@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clip_med.data import shards as shards_module
+from clip_med.data.counts import count
+from clip_med.data.indexing import index_directory
 from clip_med.data.sample import Sample, SampleError, keyed_hash, sample_from_members
 from clip_med.data.shard_index import ShardError, index_path, index_shard
 from clip_med.data.shard_writer import ShardWriter
-from clip_med.data.shards import ShardSet, count, index_directory, open_shards
+from clip_med.data.shards import ShardSet, open_shards
 
 
 def make(i: int) -> Sample:
@@ -111,7 +113,7 @@ IMAGE, TEXT = ("k.jpg", b"image"), ("k.txt", b"text")
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ([IMAGE], "no json or txt"),
+        ([IMAGE], "captions must be one or more"),
         ([TEXT], "no image"),
         ([IMAGE, TEXT, IMAGE], "duplicate member"),
         ([IMAGE, ("l.jpg", b"x"), ("l.txt", b"y"), TEXT], "not adjacent"),
@@ -127,11 +129,50 @@ def test_malformed_tars_are_refused(tmp_path: Path, members: list[tuple[str, byt
     assert "x.tar" in str(error.value)
 
 
+def test_bad_samples_can_be_left_out_and_are_listed(tmp_path: Path) -> None:
+    tar_of(tmp_path / "x.tar", [IMAGE, TEXT, ("l.jpg", b"x"), ("m.txt", b"m"), ("n.jpg", b"n"), ("n.txt", b" ")])
+    with pytest.raises(ShardError, match="--exclude-bad"):
+        index_directory(tmp_path)
+    shards = index_directory(tmp_path, exclude_bad=True)
+    assert [shards.key(i) for i in range(len(shards))] == ["k"]
+    excluded = dict(shards.index_of(0).excluded)
+    assert list(excluded) == ["l", "m", "n"]
+    assert "no image" in excluded["m"]
+    assert json.loads((tmp_path / "dataset.json").read_text())["excluded"] == 3
+    tar_of(tmp_path / "x.tar", [IMAGE])
+    with pytest.raises(ShardError, match="none of its 1 samples can be used"):
+        index_directory(tmp_path, exclude_bad=True)
+
+
+def test_columns_hold_what_orders_need(tmp_path: Path) -> None:
+    samples = write(tmp_path)
+    columns = ShardSet.open(tmp_path).columns()
+    assert [columns.modalities[code] for code in columns.modality] == [sample.modality for sample in samples]
+    assert [columns.labels[code] if code >= 0 else None for code in columns.label] == [
+        sample.labels[0] if sample.labels else None for sample in samples
+    ]
+    assert len(set(columns.group.tolist())) == 10
+    assert columns.group[0] == columns.group[1] >= 0
+
+
+def test_an_index_is_read_with_its_first_sample(tmp_path: Path) -> None:
+    write(tmp_path)
+    shards = ShardSet.open(tmp_path)
+    index_path(tmp_path / "000001.tar").unlink()
+    assert shards.read(0) == make(0)
+    with pytest.raises(ShardError, match="no index"):
+        shards.read(7)
+    document = json.loads((tmp_path / "dataset.json").read_text())
+    (tmp_path / "dataset.json").write_text(json.dumps({**document, "digest": "0"}))
+    with pytest.raises(ShardError, match="count or digest"):
+        ShardSet.open(tmp_path)
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     write(tmp_path / "good")
     tar = tmp_path / "good" / "000000.tar"
     whole = tar.read_bytes()
-    second = ShardSet.open(tmp_path / "good").indexes[0].samples[1][1][0]
+    second = ShardSet.open(tmp_path / "good").index_of(0).samples[1].members[0]
     cases = {
         "damaged header": whole[: second.offset - 400] + b"\xff" + whole[second.offset - 399 :],
         "truncated": whole[: second.offset + 3],
@@ -173,9 +214,13 @@ def test_incomplete_and_stale_sets_are_refused(tmp_path: Path) -> None:
         file.write(b"\0" * 512)
     with pytest.raises(ShardError, match="changed after it was indexed"):
         ShardSet.open(tmp_path / "a")
-    index_path(tmp_path / "a" / "000002.tar").write_text('{"version": 1}')
+    write(tmp_path / "c")
+    index_path(tmp_path / "c" / "000002.tar").write_text('{"version": 2}')
     with pytest.raises(ShardError, match="damaged index"):
-        ShardSet.open(tmp_path / "a")
+        ShardSet.open(tmp_path / "c").read(19)
+    shutil.copy(index_path(tmp_path / "c" / "000000.tar"), index_path(tmp_path / "c" / "000002.tar"))
+    with pytest.raises(ShardError, match="of another tar"):
+        ShardSet.open(tmp_path / "c").read(19)
 
 
 def test_an_interrupted_write_is_not_a_set_and_is_begun_anew(tmp_path: Path) -> None:
@@ -224,7 +269,7 @@ def test_sets_concatenate(tmp_path: Path) -> None:
     assert len(both) == 6
     assert both.read(5) == make(99)
     assert both.digest not in {ShardSet.open(tmp_path / name).digest for name in "ab"}
-    with pytest.raises(ShardError, match="is also in"):
+    with pytest.raises(ShardError, match="same content is also in"):
         open_shards([tmp_path / "a", tmp_path / "a"])
 
 

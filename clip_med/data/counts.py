@@ -1,0 +1,70 @@
+"""How many samples a shard set holds, by coded field, and how long its captions are. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clip_med.data.sample import Sample
+from clip_med.data.shards import ShardSet
+
+
+@dataclass(frozen=True)
+class SetCounts:
+    """How many samples a set holds, by coded field."""
+
+    samples: int
+    by_field: dict[str, dict[str, int]]
+    captions: int
+    distinct_captions: int
+    caption_words: tuple[int, int, int, int]
+    """Words per caption: 5th, 50th and 95th percentile, and the most."""
+    caption_characters: tuple[int, int, int, int]
+
+
+class FieldCounts:
+    """Samples per modality, dataset, split and label, counted one by one."""
+
+    def __init__(self) -> None:
+        self._fields: dict[str, dict[str, int]] = {name: {} for name in ("modality", "dataset", "split", "label")}
+
+    def add(self, sample: Sample) -> None:
+        """Count one sample."""
+        values = [("modality", sample.modality), ("dataset", sample.dataset), ("split", sample.split)]
+        for name, value in [*values, *(("label", label) for label in sample.labels)]:
+            self._fields[name][value] = self._fields[name].get(value, 0) + 1
+
+    def by_field(self) -> dict[str, dict[str, int]]:
+        """The counts so far, values in alphabetical order."""
+        return {name: dict(sorted(values.items())) for name, values in self._fields.items()}
+
+
+def count(shards: ShardSet) -> SetCounts:
+    """Counts per modality, dataset, split and label, and caption lengths, from the metadata alone."""
+    fields = FieldCounts()
+    captions: set[str] = set()
+    words: list[int] = []
+    characters: list[int] = []
+    for index in range(len(shards)):
+        sample = shards.metadata(index)
+        captions.update(sample.captions)
+        words += [len(caption.split()) for caption in sample.captions]
+        characters += [len(caption) for caption in sample.captions]
+        fields.add(sample)
+    return SetCounts(
+        samples=len(shards),
+        by_field=fields.by_field(),
+        captions=len(words),
+        distinct_captions=len(captions),
+        caption_words=_percentiles(words),
+        caption_characters=_percentiles(characters),
+    )
+
+
+def _percentiles(lengths: list[int]) -> tuple[int, int, int, int]:
+    """5th, 50th and 95th percentile (the value at or below that share) and the largest."""
+    lengths.sort()
+    low, middle, high = (lengths[int(share * (len(lengths) - 1))] for share in (0.05, 0.5, 0.95))
+    return low, middle, high, lengths[-1]
+
+
+__all__ = ["FieldCounts", "SetCounts", "count"]
