@@ -8,11 +8,14 @@ from (seed, position) alone. The sequence rests on raw 64-bit words of the count
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int64
@@ -20,16 +23,27 @@ from numpy.random import Philox
 
 T = TypeVar("T")
 
+StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption"]
+
 # Streams of one (seed, epoch): no two purposes ever share random words.
-_STREAMS: Final = {"shards": 0, "window": 1, "sample": 2, "replacement": 3}
+_STREAMS: Final[dict[StreamName, int]] = {
+    "shards": 0,
+    "window": 1,
+    "sample": 2,
+    "replacement": 3,
+    "mixture": 4,
+    "deal": 5,
+    "caption": 6,
+}
 
 MAX_SEED: Final = 2**64 - 1
 
 
-def philox(seed: int, epoch: int, stream: Literal["shards", "window", "sample", "replacement"], index: int) -> Philox:
-    """The bit generator of one (seed, epoch, stream, index): key (seed, epoch), counter (0, 0, index, stream).
+def philox(seed: int, epoch: int, stream: StreamName, index: int, *, part: int = 0) -> Philox:
+    """The bit generator of one (seed, epoch, stream, index): key (seed, epoch), counter (0, 0, index, stream, part).
 
     Philox counts in the first two 64-bit words, so two generators overlap only after 2**128 blocks of 256 bits.
+    `part` (0 .. 2**56 - 1) tells the parts of a mixture from each other.
 
     Example:
         >>> a, b = (philox(7, 0, "sample", i).random_raw() for i in (0, 1))
@@ -37,8 +51,50 @@ def philox(seed: int, epoch: int, stream: Literal["shards", "window", "sample", 
         False
     """
     key = np.array([seed, epoch], dtype=np.uint64)
-    counter = np.array([0, 0, index, _STREAMS[stream]], dtype=np.uint64)
+    counter = np.array([0, 0, index, _STREAMS[stream] + (part << 8)], dtype=np.uint64)
     return Philox(key=key, counter=counter)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Consecutive positions of an order: which samples, and how often each was drawn before."""
+
+    indices: Int64[np.ndarray, " count"]
+    epochs: Int64[np.ndarray, " count"]
+
+
+@runtime_checkable
+class Order(Protocol):
+    """The global sequence of samples: a pure function of the data, the description in `digest`, seed and position."""
+
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides the sequence besides the seed and the content of the shards."""
+        ...
+
+    @property
+    def batch_size(self) -> int | None:
+        """The size of global batch that the sequence is built for; None: any."""
+        ...
+
+    def __len__(self) -> int:
+        """Samples that can be drawn."""
+        ...
+
+    def draw(self, start: int, count: int) -> Draws:
+        """The positions start, ..., start + count - 1. No (index, epoch) ever comes twice."""
+        ...
+
+    def alternatives(self, position: int, count: int) -> list[int]:
+        """Samples that may stand in, in this order, for the one at `position` if it is damaged."""
+        ...
+
+
+def description_digest(description: dict[str, Any]) -> str:
+    """SHA-256 of a description as JSON."""
+    return hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
 
 
 class SampleOrder:
@@ -55,7 +111,16 @@ class SampleOrder:
         [0, 1, 2, 3, 4]
     """
 
-    def __init__(self, sizes: Sequence[int], *, seed: int, window_shards: int = 16, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        *,
+        seed: int,
+        window_shards: int = 16,
+        shuffle: bool = True,
+        members: Int64[np.ndarray, " N"] | None = None,
+        part: int = 0,
+    ) -> None:
         """Describe the order of shards that hold `sizes` samples; indices count through the shards in their order.
 
         Args:
@@ -63,6 +128,8 @@ class SampleOrder:
             seed: 0 to 2**64 - 1.
             window_shards: shards that are mixed with each other; more mix better and touch more files at a time.
             shuffle: False gives 0, 1, 2, ... in every epoch.
+            members: the sample indices that are counted through, where they are not 0 .. N - 1: a part of a set.
+            part: number of this part in its mixture; parts are shuffled independently of each other.
 
         Raises:
             ValueError: no shards, a shard without samples, a seed or a window out of range.
@@ -79,19 +146,41 @@ class SampleOrder:
         self.seed = seed
         self.window_shards = window_shards
         self.shuffle = shuffle
+        self._members = members
+        self._part = part
         self._sizes = np.asarray(sizes, dtype=np.int64)
         self._first = [0, *accumulate(sizes)]
+        if members is not None and len(members) != self._first[-1]:
+            raise ValueError(f"members names {len(members)} samples, sizes add up to {self._first[-1]}")
         # Two epochs: a batch may lie across their edge. Four windows: prefetching workers are a few batches apart.
-        self._epochs: _Recent[_Epoch] = _Recent(2)
-        self._windows: _Recent[Int64[np.ndarray, " samples"]] = _Recent(4)
+        self._epochs: Recent[_Epoch] = Recent(2)
+        self._windows: Recent[Int64[np.ndarray, " samples"]] = Recent(4)
+
+    @property
+    def batch_size(self) -> int | None:
+        """None: the sequence serves any."""
+        return None
 
     def __len__(self) -> int:
         """Samples in an epoch."""
         return self._first[-1]
 
-    def epoch_of(self, position: int) -> int:
-        """The epoch that holds `position`: position // len(order)."""
-        return position // len(self)
+    @property
+    def digest(self) -> str:
+        """See `Order`; which samples are members follows from the content of the shards and the mixture."""
+        return description_digest({"order": "shuffled", "window_shards": self.window_shards, "shuffle": self.shuffle})
+
+    def draw(self, start: int, count: int) -> Draws:
+        """Sample indices and epochs at the positions start, ..., start + count - 1; see `indices`."""
+        indices = self.indices(start, count)
+        return Draws(indices, np.arange(start, start + count, dtype=np.int64) // len(self))
+
+    def alternatives(self, position: int, count: int) -> list[int]:
+        """Samples of the same part, drawn from (seed, epoch, index); with replacement."""
+        index = int(self.indices(position, 1)[0])
+        words = philox(self.seed, position // len(self), "replacement", index).random_raw(count)
+        # Drawn from the whole epoch: the next positions would often put a sample twice into one batch.
+        return [self._global(int(word) % len(self)) for word in words]
 
     def indices(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
         """Sample indices at the positions start, ..., start + count - 1; they may span any number of epochs.
@@ -99,6 +188,13 @@ class SampleOrder:
         Raises:
             ValueError: `start` or `count` is negative.
         """
+        local = self._local(start, count)
+        return local if self._members is None else self._members[local]
+
+    def _global(self, local: int) -> int:
+        return local if self._members is None else int(self._members[local])
+
+    def _local(self, start: int, count: int) -> Int64[np.ndarray, " count"]:
         if start < 0 or count < 0:
             raise ValueError(f"start and count must be at least 0, got start {start} and count {count}")
         if not self.shuffle:
@@ -117,7 +213,7 @@ class SampleOrder:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
     def _plan(self, epoch: int) -> _Epoch:
-        shards = _permutation(philox(self.seed, epoch, "shards", 0), len(self._sizes))
+        shards = permutation(philox(self.seed, epoch, "shards", 0, part=self._part), len(self._sizes))
         ends = np.cumsum(self._sizes[shards])
         last = np.append(np.arange(self.window_shards, len(shards), self.window_shards), len(shards)) - 1
         return _Epoch(shards, np.concatenate([[0], ends[last]]).astype(np.int64))
@@ -126,7 +222,7 @@ class SampleOrder:
         shards = plan.shards[window * self.window_shards : (window + 1) * self.window_shards]
         ranges = [np.arange(self._first[int(i)], self._first[int(i) + 1], dtype=np.int64) for i in shards]
         members = np.concatenate(ranges)
-        return members[_permutation(philox(self.seed, epoch, "window", window), len(members))]
+        return members[permutation(philox(self.seed, epoch, "window", window, part=self._part), len(members))]
 
 
 class _Epoch:
@@ -137,7 +233,7 @@ class _Epoch:
         self.edges = edges
 
 
-class _Recent(Generic[T]):
+class Recent(Generic[T]):
     """The most recently used values; unlike functools.lru_cache on a method it pickles and dies with its owner."""
 
     def __init__(self, limit: int) -> None:
@@ -153,9 +249,9 @@ class _Recent(Generic[T]):
         return self.values[key]
 
 
-def _permutation(bits: Philox, count: int) -> Int64[np.ndarray, " count"]:
+def permutation(bits: Philox, count: int) -> Int64[np.ndarray, " count"]:
     """A permutation from random sort keys; ties (chance below n**2 / 2**65) fall in index order everywhere."""
     return np.argsort(bits.random_raw(count), kind="stable").astype(np.int64, copy=False)
 
 
-__all__ = ["MAX_SEED", "SampleOrder", "philox"]
+__all__ = ["MAX_SEED", "Draws", "Order", "Recent", "SampleOrder", "description_digest", "permutation", "philox"]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clip_med.data.order import MAX_SEED, SampleOrder, philox
+from clip_med.data.order import _STREAMS, MAX_SEED, SampleOrder, philox
 
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 SEEDS = st.integers(0, MAX_SEED)
@@ -96,8 +96,8 @@ def test_cost_is_one_window_at_any_position(monkeypatch: pytest.MonkeyPatch) -> 
     drawn: list[int] = []
     from clip_med.data import order as module
 
-    plain = module._permutation
-    monkeypatch.setattr(module, "_permutation", lambda bits, count: drawn.append(count) or plain(bits, count))
+    plain = module.permutation
+    monkeypatch.setattr(module, "permutation", lambda bits, count: drawn.append(count) or plain(bits, count))
     order = SampleOrder([100] * 1000, seed=3, window_shards=4)
     order.indices(10**15, 64)
     assert drawn in ([1000, 400], [1000, 400, 400])  # one plan of 1000 shards, the window, or two at a window's edge
@@ -118,10 +118,10 @@ def test_memory_is_bounded_and_pickles() -> None:
 def test_streams_never_share_words() -> None:
     words = {
         (stream, index): tuple(philox(1, 2, stream, index).random_raw(4).tolist())
-        for stream in ("shards", "window", "sample", "replacement")
+        for stream in _STREAMS
         for index in (0, 1, 2**63)
     }
-    assert len(set(words.values())) == len(words) == 12
+    assert len(set(words.values())) == len(words) == 21
 
 
 @pytest.mark.parametrize(
