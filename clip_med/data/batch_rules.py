@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from clip_med.data.order import Draws, Order, Recent, SampleOrder, description_digest, permutation, philox
 
@@ -42,7 +42,7 @@ class DistinctGroups:
         groups: Int64[np.ndarray, " N"],
         *,
         batch_size: int,
-        batches: int | None = None,
+        batches: int,
         part: int = 0,
     ) -> None:
         """Describe the rearrangement.
@@ -51,11 +51,11 @@ class DistinctGroups:
             order: what is rearranged.
             groups: of every sample index.
             batch_size: G, of the global batch.
-            batches: M; None: three times the largest group, and more where groups are nearly as large as possible.
+            batches: M, from `batches_per_chunk`.
             part: tells the orders of one run from each other.
 
         Raises:
-            ValueError: a group so large that some batch must hold it twice.
+            ValueError: the order is built for another batch size.
         """
         if order.batch_size not in (None, batch_size):
             raise ValueError(f"the order is built for batches of {order.batch_size}, asked for {batch_size}")
@@ -65,7 +65,7 @@ class DistinctGroups:
         self._groups = groups
         self._size = batch_size
         self._part = part
-        self._batches = batches or _batches_for(groups, len(order), batch_size)
+        self._batches = batches
         self._chunks: Recent[_Dealt] = Recent(2)
 
     @property
@@ -128,20 +128,33 @@ class DistinctGroups:
         return _Dealt(drawn.indices[rows], drawn.epochs[rows], number * batches * size + rows)
 
 
-def _batches_for(groups: Int64[np.ndarray, " N"], samples: int, batch_size: int) -> int:
-    """Batches that a chunk needs so that no group has more rows in it than there are batches.
+def batches_per_chunk(
+    groups: Int64[np.ndarray, " n"], batch_size: int, shares: Float64[np.ndarray, " n"] | None = None
+) -> int:
+    """Batches M that are to be dealt together so that no group of samples has more rows in a chunk than M.
 
-    A sample comes at most rows / samples + 1 times in a chunk; the third is reserve for mixtures, whose parts advance
-    unevenly.
+    A sample with a share s of all rows comes at most s * rows + 1 times in a chunk; the third is reserve for mixtures,
+    whose parts advance unevenly.
+
+    Args:
+        groups: of the samples of an order.
+        batch_size: G, of the global batch.
+        shares: of the samples among the rows, with sum 1; None: equal.
+
+    Raises:
+        ValueError: a group so large that some batch must hold it twice.
     """
-    largest = int(np.unique(groups, return_counts=True)[1].max())
-    load = largest * batch_size / samples
-    if load >= 1.0:
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    share = counts / len(groups) if shares is None else np.bincount(inverse, weights=shares)
+    load = share * batch_size
+    worst = int(load.argmax())
+    if load[worst] >= 1.0:
         raise ValueError(
-            f"a group holds {largest} of {samples} samples: with batches of {batch_size} some batch would hold it "
-            f"twice; lower the batch size to at most {max(1, samples // largest - 1)}, or allow groups to repeat"
+            f"a group holds {int(counts[worst])} of {len(groups)} samples and {100 * float(share[worst]):.3g} % of the "
+            f"rows: batches of {batch_size} would hold it twice; lower the batch size to at most "
+            f"{max(1, math.ceil(1.0 / float(share[worst])) - 1)}, or allow groups to repeat"
         )
-    return max(_LEAST_BATCHES, math.ceil(3 * largest / (1.0 - load)))
+    return max(_LEAST_BATCHES, math.ceil(float((3 * counts / (1.0 - load)).max())))
 
 
 class ClassBatches:
@@ -235,4 +248,4 @@ class ClassBatches:
         return epoch * len(self._leaves[number]) + run * self._k
 
 
-__all__ = ["ClassBatches", "DistinctGroups"]
+__all__ = ["ClassBatches", "DistinctGroups", "batches_per_chunk"]

@@ -1,7 +1,8 @@
 """Batches from shards: any number of ranks and workers yields the same global batches, bit for bit.
 
 The loader is map-style: a batch is a pure function of its global position, so a run resumes anywhere within
-milliseconds and its whole state is (seed, position). Nothing is drawn from the state of a worker or of torch.
+milliseconds and its whole state is (seed, position) and two digests that say of which data. Nothing is drawn from the
+state of a worker or of torch.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from torch.utils.data import Dataset
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.data.augment import AugmentConfig, eval_image, train_image
 from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
+from clip_med.data.captions import CaptionPolicy, draw_caption
 from clip_med.data.images import ImageError, Preprocess, decode_image
-from clip_med.data.order import SampleOrder, philox
+from clip_med.data.order import Order, philox
 from clip_med.data.sample import Sample, SampleError
 from clip_med.data.shards import ShardError, ShardSet
 from clip_med.data.stream import Stream
@@ -57,7 +59,8 @@ class LoaderConfig:
     scaled_decode: bool = False
     """Decode large JPEGs at 1/2, 1/4 or 1/8 where the smallest crop still has the model's size: faster, mean error
     about one grey level."""
-    caption_choice: Literal["first", "random"] = "random"
+    captions: CaptionPolicy = CaptionPolicy()
+    """Which caption of a sample is shown, by kind."""
     positives: Literal["none", "caption", "label"] = "caption"
     """Which pairs count as matching besides a sample's own: equal caption, or also a shared label."""
     on_bad_sample: Literal["raise", "replace"] = "raise"
@@ -83,7 +86,7 @@ class TrainLoader(Iterator[Batch]):
     def __init__(
         self,
         shards: ShardSet,
-        order: SampleOrder,
+        order: Order,
         preprocess: Preprocess,
         config: LoaderConfig,
         *,
@@ -113,17 +116,19 @@ class TrainLoader(Iterator[Batch]):
             raise ValueError(f"rank must lie in 0 .. world_size - 1, got rank {rank} of world_size {world_size}")
         if global_batch < 1 or global_batch % world_size:
             raise ValueError(f"global_batch must be a positive multiple of world_size {world_size}, got {global_batch}")
-        if start < 0:
-            raise ValueError(f"start must be at least 0, got {start}")
-        if len(order) != len(shards):
+        if len(order) > len(shards):
             raise ValueError(f"order describes {len(order)} samples, but the shards hold {len(shards)}")
+        if order.batch_size not in (None, global_batch):
+            raise ValueError(f"order is made for global batches of {order.batch_size}, got {global_batch}")
+        if start < 0 or (order.batch_size is not None and start % order.batch_size):
+            raise ValueError(f"start must be at least 0 and whole batches of {order.batch_size or 1}, got {start}")
         self.global_batch = global_batch
         self.position = start
         self.bad_samples = 0
         self._seen = 0
         self._config = config
-        self._digest = shards.digest
-        self._seed = order.seed
+        self._digests = {"shards": shards.digest, "mixture": order.digest}
+        self._order = order
         per_rank = global_batch // world_size
         self._batches = _TrainBatches(shards, order, preprocess, config, tokenize, per_rank, rank)
         self._stream: Stream[Batch] | None = None
@@ -143,20 +148,40 @@ class TrainLoader(Iterator[Batch]):
         return batch
 
     def state_dict(self) -> dict[str, int | str]:
-        """What a resume needs: `seed`, `position` and the shard set's `digest`. The same on all ranks."""
-        return {"seed": self._seed, "position": self.position, "digest": self._digest}
+        """What a resume needs: `seed`, `position`, and the digests of `shards` and `mixture`. The same on all ranks."""
+        return {"seed": self._order.seed, "position": self.position, **self._digests}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go to a saved position, also with another number of ranks or workers or another batch size.
+    def load_state_dict(self, state: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
+        """Go to a saved position, also with another number of ranks or workers or, where the order allows, batch size.
+
+        Args:
+            allow_data_change: go to the same position of the new order where shards or mixture have changed (up to
+                the next whole batch, where the order is made of batches); samples may then come again too early or
+                too late.
 
         Raises:
-            ValueError: the state belongs to another seed or to other data.
+            ValueError: the state belongs to another seed, or to other data without `allow_data_change`.
         """
-        for name, ours in (("seed", self._seed), ("digest", self._digest)):
-            if state[name] != ours:
-                raise ValueError(f"loader state: {name} is {state[name]!r}, this run has {ours!r}: the order differs")
+        missing = {"seed", "position", *self._digests} - set(state)
+        if missing:
+            raise ValueError(f"loader state: {sorted(missing)[0]} is missing; it holds {', '.join(sorted(state))}")
+        if state["seed"] != self._order.seed:
+            raise ValueError(f"loader state: seed is {state['seed']}, this run has {self._order.seed}")
+        changed = [
+            f"{name} were {state[name]}, are {ours}" for name, ours in self._digests.items() if state[name] != ours
+        ]
+        position, size = int(state["position"]), self._order.batch_size or 1
+        if changed:
+            text = f"the data have changed since the checkpoint (SHA-256 of {'; of '.join(changed)})"
+            if not allow_data_change:
+                raise ValueError(
+                    f"{text}: the order of the samples is another one; restore them, or go on at position {position} "
+                    f"of the new order with --allow-data-change"
+                )
+            position = -(-position // size) * size
+            log.warning("%s; going on at position %d of the new order", text, position)
         self.close()
-        self.position = int(state["position"])
+        self.position = position
 
     def close(self) -> None:
         """End the worker processes; the next batch would start new ones."""
@@ -237,7 +262,7 @@ class _TrainBatches(Dataset[Batch]):
     def __init__(
         self,
         shards: ShardSet,
-        order: SampleOrder,
+        order: Order,
         preprocess: Preprocess,
         config: LoaderConfig,
         tokenize: Tokenize | None,
@@ -255,36 +280,38 @@ class _TrainBatches(Dataset[Batch]):
 
     def __getitem__(self, position: int) -> Batch:
         first = position + self.rank * self.per_rank
-        indices = self.order.indices(first, self.per_rank).tolist()
-        rows = [self._row(self.order.epoch_of(first + i), index) for i, index in enumerate(indices)]
+        drawn = self.order.draw(first, self.per_rank)
+        rows = [
+            self._row(first + i, int(index), int(epoch))
+            for i, (index, epoch) in enumerate(zip(drawn.indices, drawn.epochs, strict=True))
+        ]
         return collate(rows, position, self.config.positives, self.tokenize)
 
-    def _row(self, epoch: int, index: int) -> Row:
-        index, sample, pixels, bad = self._readable(epoch, index)
-        rng = np.random.Generator(philox(self.order.seed, epoch, "sample", index))
-        # Drawn also when it is not used: the augmentation is the same for either choice of caption.
-        chosen = int(rng.random() * len(sample.captions))
-        caption = sample.captions[chosen if self.config.caption_choice == "random" else 0]
+    def _row(self, position: int, index: int, epoch: int) -> Row:
+        """The sample at a position, or the first readable one of those that may stand in for it."""
+        bad: list[str] = []
+        for candidate in self._candidates(position, index):
+            try:
+                return self._made(candidate, epoch, tuple(bad))
+            except _BAD as error:
+                if self.config.on_bad_sample == "raise":
+                    raise
+                bad.append(str(error))
+        raise ShardError(f"no readable sample stands in for {index}: {len(bad)} tried; the last: {bad[-1]}")
+
+    def _candidates(self, position: int, index: int) -> Iterator[int]:
+        yield index
+        yield from self.order.alternatives(position, _REPLACEMENT_DRAWS)
+
+    def _made(self, index: int, epoch: int, bad: tuple[str, ...]) -> Row:
+        sample, pixels = self.reader.read(index)
+        seed = self.order.seed
+        # Two streams: the augmentation is the same whichever captions are drawn.
+        words = np.random.Generator(philox(seed, epoch, "caption", index))
+        caption = draw_caption(sample, self.config.captions, words)
+        rng = np.random.Generator(philox(seed, epoch, "sample", index))
         image = train_image(pixels, self.preprocess, self.config.augment, rng, sample.modality, caption=caption)
         return Row(image, caption, sample, index, bad)
-
-    def _readable(self, epoch: int, index: int) -> tuple[int, Sample, UInt8[np.ndarray, "H W C"], tuple[str, ...]]:
-        """The sample, or the first readable one of those drawn in its place, and a line for each that was not."""
-        candidates = [index]
-        if self.config.on_bad_sample == "replace":
-            # Drawn from the whole epoch: the next positions would often put a sample twice into one batch.
-            words = philox(self.order.seed, epoch, "replacement", index).random_raw(_REPLACEMENT_DRAWS)
-            candidates += [int(word) % len(self.order) for word in words]
-        bad: list[str] = []
-        for candidate in candidates[:-1]:
-            try:
-                sample, pixels = self.reader.read(candidate)
-            except _BAD as error:
-                bad.append(str(error))
-            else:
-                return candidate, sample, pixels, tuple(bad)
-        sample, pixels = self.reader.read(candidates[-1])
-        return candidates[-1], sample, pixels, tuple(bad)
 
 
 class _EvalBatches(Dataset[Batch]):

@@ -10,6 +10,9 @@ from typing import Any, Final, cast
 
 IMAGE_SUFFIXES: Final = ("jpg", "png", "jpeg", "webp")
 TEXT_SUFFIXES: Final = ("json", "txt")
+# What a caption is: a whole report, its impression, a sentence made from a label, knowledge about the finding, or what
+# the file says of the acquisition.
+CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata")
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
 
@@ -23,7 +26,8 @@ class Sample:
     """One image with its captions and coded fields; the only fields that a shard may carry.
 
     `key` and `group` are keyed hashes, never identifiers from the source. `captions` holds at least one non-empty
-    string; `labels` may be empty. `spacing_mm` is the pixel (or voxel) spacing in millimetres.
+    string, `caption_kinds` one of `CAPTION_KINDS` for each (or is empty: unknown); `labels` may be empty.
+    `spacing_mm` is the pixel (or voxel) spacing in millimetres.
 
     Raises:
         SampleError: names the key and the field that is missing or malformed.
@@ -38,6 +42,7 @@ class Sample:
     image: bytes
     image_suffix: str
     captions: tuple[str, ...]
+    caption_kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     modality: str
     dataset: str
@@ -56,6 +61,15 @@ class Sample:
             raise SampleError(f"{self.key}: image_suffix {self.image_suffix!r}: one of {', '.join(IMAGE_SUFFIXES)}")
         if not self.captions or not all(caption.strip() for caption in self.captions):
             raise SampleError(f"{self.key}: captions must be one or more non-empty strings, got {self.captions!r}")
+        if self.caption_kinds and len(self.caption_kinds) != len(self.captions):
+            raise SampleError(
+                f"{self.key}: caption_kinds must name one kind for each of the {len(self.captions)} captions, "
+                f"got {self.caption_kinds!r}"
+            )
+        if unknown := set(self.caption_kinds) - set(CAPTION_KINDS):
+            raise SampleError(
+                f"{self.key}: caption_kinds: {sorted(unknown)[0]!r} is none of {', '.join(CAPTION_KINDS)}"
+            )
         if not all(label.strip() for label in self.labels):
             raise SampleError(f"{self.key}: labels must be non-empty strings, got {self.labels!r}")
         for name in _TEXT_FIELDS:
@@ -75,6 +89,8 @@ class Sample:
             "labels": list(self.labels),
             **{name: getattr(self, name) for name in _TEXT_FIELDS},
         }
+        if self.caption_kinds:
+            fields["caption_kinds"] = list(self.caption_kinds)
         if self.spacing_mm is not None:
             fields["spacing_mm"] = list(self.spacing_mm)
         if self.provenance is not None:
@@ -136,6 +152,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
             image=members[suffix],
             image_suffix=suffix,
             captions=captions,
+            caption_kinds=_strings(fields, "caption_kinds"),
             labels=_strings(fields, "labels"),
             modality=_text(fields, "modality") or "unknown",
             dataset=_text(fields, "dataset") or "unknown",
@@ -195,4 +212,12 @@ def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, str] | None:
     return cast(dict[str, str], value)
 
 
-__all__ = ["IMAGE_SUFFIXES", "TEXT_SUFFIXES", "Sample", "SampleError", "keyed_hash", "sample_from_members"]
+__all__ = [
+    "CAPTION_KINDS",
+    "IMAGE_SUFFIXES",
+    "TEXT_SUFFIXES",
+    "Sample",
+    "SampleError",
+    "keyed_hash",
+    "sample_from_members",
+]

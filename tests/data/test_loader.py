@@ -24,8 +24,10 @@ from torch import Tensor
 
 from clip_med.config import validate
 from clip_med.data.augment import AugmentConfig, eval_image
+from clip_med.data.captions import CaptionPolicy
 from clip_med.data.images import ImageError, Preprocess, decode_image
 from clip_med.data.loader import MAX_LABELS, Batch, LoaderConfig, TrainLoader, eval_batches, text_id
+from clip_med.data.mixed_order import MixedOrder
 from clip_med.data.order import SampleOrder
 from clip_med.data.sample import Sample
 from clip_med.data.shard_writer import ShardWriter
@@ -33,6 +35,7 @@ from clip_med.data.shards import ShardError, ShardSet
 
 SAMPLES = 37  # no multiple of anything: batches lie across epoch edges
 PREPROCESS = Preprocess(size=24)
+FIRST = CaptionPolicy(choice="first")
 MODALITIES = ("X-ray", "histology", "MRI")
 
 
@@ -149,7 +152,8 @@ def test_resume_from_every_position(shards: ShardSet, workers: int) -> None:
         take(first, done)
         state = first.state_dict()  # with workers, later batches are prepared already and must not count
         first.close()
-        assert state == {"seed": 5, "position": 8 * done, "digest": shards.digest}
+        digests = {"shards": shards.digest, "mixture": order_of(shards).digest}
+        assert state == {"seed": 5, "position": 8 * done, **digests}
         assert first.position == 8 * done
         second = loader(shards, start=int(state["position"]))
         assert [joined([b]) for b in take(second, 7 - done)] == expected[done:]
@@ -170,11 +174,19 @@ def test_resume_with_another_batch_size_and_world(shards: ShardSet) -> None:
     assert batch.indices.tolist() == order_of(shards).indices(26, 2).tolist()
 
 
-def test_a_state_of_other_data_is_refused(shards: ShardSet) -> None:
+def test_a_state_of_other_data_is_refused(shards: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     state = loader(shards).state_dict()
-    for changed, message in [({"seed": 6}, "seed is 6, this run has 5"), ({"digest": "ab"}, "digest is 'ab'")]:
-        with pytest.raises(ValueError, match=message):
-            loader(shards).load_state_dict({**state, **changed})
+    with pytest.raises(ValueError, match="seed is 6, this run has 5"):
+        loader(shards).load_state_dict({**state, "seed": 6})
+    with pytest.raises(ValueError, match="mixture is missing"):
+        loader(shards).load_state_dict({name: value for name, value in state.items() if name != "mixture"})
+    for name, ours in (("shards", shards.digest), ("mixture", order_of(shards).digest)):
+        with pytest.raises(ValueError, match=f"{name} were abc, are {ours}.*--allow-data-change"):
+            loader(shards).load_state_dict({**state, name: "abc"})
+    allowed = loader(shards)
+    allowed.load_state_dict({**state, "shards": "abc", "position": 16}, allow_data_change=True)
+    assert joined([next(allowed)]) == global_batches(shards, 16, 1)[0]
+    assert "shards were abc" in caplog.text
 
 
 def test_closing_in_between_skips_nothing(shards: ShardSet) -> None:
@@ -211,20 +223,19 @@ def test_epochs_differ_in_order_caption_and_crop(shards: ShardSet) -> None:
 def test_captions_are_uniform_or_the_first(shards: ShardSet) -> None:
     index = 2  # three captions
     counts: dict[str, int] = {}
-    for batch in take(loader(shards, global_batch=SAMPLES, config=LoaderConfig(caption_choice="random")), 90):
+    for batch in take(loader(shards, global_batch=SAMPLES, config=LoaderConfig()), 90):
         counts[batch.captions[batch.indices.tolist().index(index)]] = (
             counts.get(batch.captions[batch.indices.tolist().index(index)], 0) + 1
         )
     assert set(counts) == {f"finding 2 text {i}" for i in range(3)}
     assert max(abs(n - 30) for n in counts.values()) < 5 * 4.5  # standard deviation 4.5
-    for batch in take(loader(shards, config=LoaderConfig(caption_choice="first")), 5):
+    for batch in take(loader(shards, config=LoaderConfig(captions=FIRST)), 5):
         assert all(caption.endswith("text 0") for caption in batch.captions)
 
 
 def test_the_choice_of_caption_does_not_move_the_crop(shards: ShardSet) -> None:
     first, random = (
-        take(loader(shards, config=LoaderConfig(caption_choice=choice)), 3)  # type: ignore[arg-type]
-        for choice in ("first", "random")
+        take(loader(shards, config=LoaderConfig(captions=policy)), 3) for policy in (FIRST, CaptionPolicy(count=2))
     )
     for a, b in zip(first, random, strict=True):
         assert torch.equal(a.images, b.images)
@@ -257,7 +268,7 @@ def positive_pairs(group_ids: Tensor) -> np.ndarray:
 
 def test_group_ids(shards: ShardSet) -> None:
     def batch(positives: str) -> Batch:
-        config = LoaderConfig(positives=positives, caption_choice="first")  # type: ignore[arg-type]
+        config = LoaderConfig(positives=positives, captions=FIRST)  # type: ignore[arg-type]
         return next(loader(shards, global_batch=SAMPLES, config=config))
 
     number = batch("none").indices.numpy()
@@ -388,7 +399,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path: Path) -> None:
 
 def test_nothing_readable_ends_in_an_error(tmp_path: Path) -> None:
     shards = write(tmp_path / "s", [sample(i, image=b"nothing") for i in range(6)])
-    with pytest.raises(ImageError, match="not an image of a known format"):
+    with pytest.raises(ShardError, match=r"no readable sample stands in for .* not an image of a known format"):
         next(loader(shards, global_batch=2, config=LoaderConfig(on_bad_sample="replace", max_bad_fraction=1.0)))
 
 
@@ -490,8 +501,13 @@ def test_refuses(shards: ShardSet, arguments: dict[str, int], message: str) -> N
 
 
 def test_refuses_an_order_of_other_shards(shards: ShardSet) -> None:
-    with pytest.raises(ValueError, match="order describes 3 samples, but the shards hold 37"):
-        TrainLoader(shards, SampleOrder([3], seed=0), PREPROCESS, LoaderConfig(), global_batch=1)
+    with pytest.raises(ValueError, match="order describes 38 samples, but the shards hold 37"):
+        TrainLoader(shards, SampleOrder([38], seed=0), PREPROCESS, LoaderConfig(), global_batch=1)
+    order = MixedOrder([order_of(shards)], [1.0], seed=0, unit=4)
+    with pytest.raises(ValueError, match="global batches of 4, got 8"):
+        TrainLoader(shards, order, PREPROCESS, LoaderConfig(), global_batch=8)
+    with pytest.raises(ValueError, match="whole batches of 4, got 6"):
+        TrainLoader(shards, order, PREPROCESS, LoaderConfig(), global_batch=4, start=6)
 
 
 def test_config_is_strict() -> None:
@@ -547,6 +563,7 @@ import os, sys, time
 from pathlib import Path
 from clip_med.data.images import Preprocess
 from clip_med.data.loader import LoaderConfig, TrainLoader, eval_batches
+from clip_med.data.mixed_order import MixedOrder
 from clip_med.data.order import SampleOrder
 from clip_med.data.shards import ShardSet
 import torch

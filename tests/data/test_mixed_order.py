@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from clip_med.data.batch_rules import ClassBatches, DistinctGroups
+from clip_med.data.batch_rules import ClassBatches, DistinctGroups, batches_per_chunk
 from clip_med.data.mixed_order import MixedOrder
 from clip_med.data.order import Order, SampleOrder
 
@@ -27,6 +27,11 @@ def parts(sizes: list[int], seed: int = 3) -> tuple[list[SampleOrder], np.ndarra
 
 def mixed(sizes: list[int], proportions: list[float], seed: int = 3, unit: int = 1) -> MixedOrder:
     return MixedOrder(parts(sizes, seed)[0], proportions, seed=seed, unit=unit)
+
+
+def distinct(order: Order, groups: np.ndarray, batch_size: int) -> DistinctGroups:
+    batches = batches_per_chunk(groups, batch_size)
+    return DistinctGroups(order, groups, batch_size=batch_size, batches=batches)
 
 
 PROPORTIONS = st.lists(st.floats(0.01, 5.0), min_size=1, max_size=6)
@@ -124,7 +129,7 @@ def test_digests_tell_mixtures_apart() -> None:
     assert base.digest == again.digest
     others = [mixed([4, 4], [1.0, 2.1]), mixed([4, 5], [1.0, 2.0]), mixed([4, 4], [1.0, 2.0], unit=2)]
     groups = np.arange(8)
-    rules: list[Order] = [DistinctGroups(base, groups, batch_size=b) for b in (2, 4)]
+    rules: list[Order] = [distinct(base, groups, b) for b in (2, 4)]
     digests = {order.digest for order in [base, *others, *rules]}
     assert len(digests) == 6
 
@@ -141,7 +146,7 @@ def test_no_group_comes_twice_in_a_batch(sizes: list[int], seed: int, start: int
     groups = np.repeat(np.arange(len(sizes)), sizes)
     size = max(1, len(groups) // max(sizes) // 2)
     plain = SampleOrder([len(groups)], seed=seed)
-    order = DistinctGroups(plain, groups, batch_size=size)
+    order = distinct(plain, groups, size)
     drawn = order.draw(start * size, 40 * size)
     for batch in groups[drawn.indices].reshape(40, size):
         assert len(set(batch.tolist())) == size
@@ -157,14 +162,16 @@ def test_no_group_comes_twice_in_a_batch(sizes: list[int], seed: int, start: int
 def test_groups_are_kept_apart_in_mixtures_too() -> None:
     orders, _ = parts([60, 300])
     groups = np.concatenate([np.arange(60) // 3, 1000 + np.arange(300) // 10])
-    order = DistinctGroups(MixedOrder(orders, [1.0, 2.0], seed=3), groups, batch_size=15)
+    shares = np.repeat([1 / 3 / 60, 2 / 3 / 300], [60, 300])
+    batches = batches_per_chunk(groups, 15, shares)
+    order = DistinctGroups(MixedOrder(orders, [1.0, 2.0], seed=3), groups, batch_size=15, batches=batches)
     for batch in groups[order.draw(0, 400 * 15).indices].reshape(400, 15):
         assert len(set(batch.tolist())) == 15
 
 
 def test_neighbours_in_batches_change() -> None:
     groups = np.arange(200) // 2
-    order = DistinctGroups(SampleOrder([200], seed=1), groups, batch_size=10)
+    order = distinct(SampleOrder([200], seed=1), groups, 10)
     batches = order.draw(0, 4000).indices.reshape(-1, 10)
     together = np.zeros((200, 200), dtype=int)
     for batch in batches:
@@ -177,9 +184,12 @@ def test_neighbours_in_batches_change() -> None:
 
 def test_too_large_a_group_is_refused_with_the_batch_that_would_do() -> None:
     groups = np.array([0] * 20 + list(range(1, 81)))
-    with pytest.raises(ValueError, match=r"a group holds 20 of 100 samples.*at most 4"):
-        DistinctGroups(SampleOrder([100], seed=0), groups, batch_size=8)
-    order = DistinctGroups(SampleOrder([100], seed=0), groups, batch_size=4)
+    for size in (5, 8):
+        with pytest.raises(ValueError, match=r"a group holds 20 of 100 samples and 20 % of the rows.*at most 4"):
+            batches_per_chunk(groups, size)
+    with pytest.raises(ValueError, match=r"and 50 % of the rows.*at most 1,"):
+        batches_per_chunk(groups, 4, np.repeat([0.025, 0.00625], [20, 80]))
+    order = distinct(SampleOrder([100], seed=0), groups, 4)
     assert all(len(set(batch.tolist())) == 4 for batch in groups[order.draw(0, 4000).indices].reshape(-1, 4))
     unlucky = DistinctGroups(SampleOrder([100], seed=0), groups, batch_size=4, batches=2)
     with pytest.raises(ValueError, match="lower the batch size"):
@@ -188,7 +198,7 @@ def test_too_large_a_group_is_refused_with_the_batch_that_would_do() -> None:
 
 def test_stand_ins_keep_the_rule() -> None:
     groups = np.arange(120) // 3
-    order = DistinctGroups(SampleOrder([120], seed=2), groups, batch_size=12)
+    order = distinct(SampleOrder([120], seed=2), groups, 12)
     for position in range(0, 600, 7):
         first = position - position % 12
         batch = set(groups[order.draw(first, 12).indices].tolist())
