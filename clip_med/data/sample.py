@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
@@ -15,6 +16,8 @@ TEXT_SUFFIXES: Final = ("json", "txt")
 CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata")
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
+# White space, byte order marks, and the zeros with which some programs pad.
+_AROUND_CAPTIONS: Final = "\ufeff\0" + "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 
 
 class SampleError(ValueError):
@@ -126,11 +129,14 @@ def keyed_hash(secret: bytes, *parts: str, length: int = 24) -> str:
 def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> Sample:
     """Build a sample from its files; reads our own members and those of open_clip and img2dataset.
 
-    Files written by others carry only a caption (`txt`, or `caption` in `json`): modality, dataset and split are
-    then "unknown", and the group is the key, so that no two samples share one.
+    JSON without `captions` was written by others. The captions are then `txt`, as open_clip reads it, or else `caption`
+    or `text` of the JSON (a string or a list), without the white space around them. Of its other fields those that a
+    sample knows are taken where they have the right type, and none else (no `url`, `exif`, `sha256`). What is missing
+    is "unknown", and the group is the key, so that no two samples share one.
 
     Raises:
-        SampleError: no image or no caption, JSON that is damaged or has a field of the wrong type; names `source`.
+        SampleError: no image or no caption, JSON that is damaged, a field of ours (or anybody's `group`) of the wrong
+            type, text that is not UTF-8; names `source`.
 
     Example:
         >>> sample_from_members("7", {"png": b"...", "txt": b"A cyst."}, "a.tar").captions
@@ -144,14 +150,13 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
         )
     try:
         fields = _json_fields(members["json"]) if "json" in members else {}
-        captions = _strings(fields, "captions") or _strings(fields, "caption")
-        if not captions and "txt" in members:
-            captions = (members["txt"].decode("utf-8"),)
-        return Sample(
+        if fields.get("captions") is None:
+            fields = _fields_of_others(fields, members.get("txt"))
+        sample = Sample(
             key=key,
             image=members[suffix],
             image_suffix=suffix,
-            captions=captions,
+            captions=_strings(fields, "captions"),
             caption_kinds=_strings(fields, "caption_kinds"),
             labels=_strings(fields, "labels"),
             modality=_text(fields, "modality") or "unknown",
@@ -163,20 +168,72 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
             study=_text(fields, "study"),
             provenance=_mapping(fields, "provenance"),
         )
-    except UnicodeDecodeError as error:
+        # JSON can spell half a character ("\\ud800"), which no tokenizer, hash or terminal takes.
+        "".join(
+            (*sample.captions, *sample.labels, sample.modality, sample.dataset, sample.group, sample.split)
+        ).encode()
+        return sample
+    except UnicodeError as error:
         raise SampleError(f"{source}: {key}: text is not UTF-8: {error}") from error
     except SampleError as error:
-        raise SampleError(f"{source}: {error}") from error
+        # Errors of the contract begin with the key, those of a field do not.
+        text = str(error)
+        raise SampleError(f"{source}: {text if text.startswith(f'{key}: ') else f'{key}: {text}'}") from error
 
 
 def _json_fields(data: bytes) -> dict[str, Any]:
     try:
-        fields: object = json.loads(data.decode("utf-8"))
-    except json.JSONDecodeError as error:
+        fields: object = json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 10,000 brackets
         raise SampleError(f"json: damaged: {error}") from error
     if not isinstance(fields, dict):
         raise SampleError(f"json: expected an object, got {type(fields).__name__}")
     return cast(dict[str, Any], fields)
+
+
+def _fields_of_others(fields: Mapping[str, Any], txt: bytes | None) -> dict[str, Any]:
+    """Our fields from JSON that others wrote."""
+    readers = {
+        **dict.fromkeys(("modality", "dataset", "split", *_OPTIONAL_TEXT), _text),
+        "labels": _strings,
+        "spacing_mm": _numbers,
+        "provenance": _mapping,
+    }
+    ours: dict[str, Any] = {"captions": _captions_of_others(fields, txt)}
+    if fields.get("group"):
+        # A group that were passed over would let images of one patient into both parts of a split.
+        ours["group"] = fields["group"]
+    for name, read in readers.items():
+        try:
+            value = read(fields, name)
+        except SampleError:
+            continue
+        if value and (not isinstance(value, str) or value.strip()):
+            ours[name] = fields[name]
+    return ours
+
+
+def _captions_of_others(fields: Mapping[str, Any], txt: bytes | None) -> list[str]:
+    """The first of `txt`, `caption` and `text` that says anything."""
+    texts = {
+        "txt": txt if txt is None else txt.decode("utf-8"),
+        "caption": fields.get("caption"),
+        "text": fields.get("text"),
+    }
+    found: dict[str, object] = {name: value for name, value in texts.items() if value is not None}
+    for name, value in found.items():
+        items = cast(list[object], value) if isinstance(value, list) else [value]
+        # img2dataset passes on what its table held where a caption should be: NaN, numbers.
+        captions = [item.strip(_AROUND_CAPTIONS) for item in items if isinstance(item, str)]
+        if any("\0" in caption for caption in captions):
+            raise SampleError(f"{name} holds NUL characters: not text, or not UTF-8")
+        if captions := [caption for caption in captions if caption]:
+            return captions
+    if not found:
+        raise SampleError("no caption: captions must be one or more, in txt or in JSON as captions, caption or text")
+    raise SampleError(f"empty caption: no text in {', '.join(found)}; captions must be one or more non-empty strings")
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str | None:
@@ -198,8 +255,10 @@ def _numbers(fields: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
     value: object = fields.get(name)
     if value is None:
         return None
-    if not isinstance(value, list) or not all(isinstance(item, int | float) for item in cast(list[object], value)):
-        raise SampleError(f"json: {name} must be a list of numbers, got {value!r}")
+    if not isinstance(value, list) or not all(
+        isinstance(item, int | float) and abs(item) <= sys.float_info.max for item in cast(list[object], value)
+    ):
+        raise SampleError(f"json: {name} must be a list of finite numbers, got {value!r}")
     return tuple(float(item) for item in cast(list[float], value))
 
 

@@ -189,7 +189,7 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "extended header without member": (ONE + pax(("path", "a")) + END, "without its member"),
     "long extended header": (header(b"x", 1024**2 + 1, b"x") + bytes(1024**2 + 512) + END, "expected at most 1048576"),
     "cut extended header": (header(b"x", 5000, b"x") + bytes(1024), "an extended header is truncated"),
-    "extended header of zeros": (header(b"x", 20, b"x") + bytes(512) + ONE + END, "damaged extended header at its byte"),
+    "extended header of zeros": (header(b"x", 20, b"x") + bytes(512) + ONE + END, "damaged extended header at its"),
     "extended header, wrong length": (header(b"x", 12, b"x") + padded(b"13 path=abc\n") + ONE + END, "damaged ext"),
     "extended header, huge length": (header(b"x", 40, b"x") + padded(b"9" * 30 + b" path=abc\n") + ONE, "damaged ext"),
     "extended header, no value": (header(b"x", 7, b"x") + padded(b"7 path\n") + ONE + END, "damaged extended header"),
