@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def world_size() -> int:
@@ -71,6 +73,15 @@ def gather_with_gradient(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "G *
     return _Gather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
+def gather_objects(value: T) -> list[T]:
+    """What each rank gives, in rank order; for small plain values."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
 class _Gather(torch.autograd.Function):
     """All-gather forward; all-reduce (sum) and own slice backward."""
 
@@ -86,4 +97,4 @@ class _Gather(torch.autograd.Function):
         return total.narrow(0, rank() * ctx.rows, ctx.rows)
 
 
-__all__ = ["gather", "gather_with_gradient", "process_group", "rank", "world_size"]
+__all__ = ["gather", "gather_objects", "gather_with_gradient", "process_group", "rank", "world_size"]

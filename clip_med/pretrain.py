@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +10,14 @@ from typing import Literal
 import torch
 
 from clip_med.config import PositiveInt, config
+from clip_med.data.captions import drawable
 from clip_med.data.loader import LoaderConfig, TrainLoader
-from clip_med.data.order import SampleOrder
-from clip_med.data.shards import ShardSet, open_shards
+from clip_med.data.shards import ShardSet
+from clip_med.data.training_data import MixtureConfig, SourceConfig, open_training_data
 from clip_med.distributed import process_group, rank, world_size
 from clip_med.losses.config import InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
+from clip_med.models.caption_lengths import report_caption_lengths
 from clip_med.models.config import ModelConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
@@ -31,14 +32,32 @@ log = logging.getLogger(__name__)
 class PretrainConfig:
     """Everything that decides the weights at the end of a run."""
 
-    shards: tuple[Path, ...]
-    """Folders of shard sets, concatenated in this order."""
     model: ModelConfig
     train: TrainConfig
+    shards: tuple[str, ...] = ()
+    """Folders of shard sets, concatenated in this order: one source."""
+    sources: tuple[SourceConfig, ...] = ()
+    """Named sources, to be mixed; instead of `shards`."""
+    mixture: MixtureConfig = MixtureConfig()
     loss: LossConfig = InfoNCEConfig()
     loader: LoaderConfig = LoaderConfig()
     window_shards: PositiveInt = 16
     """Shards whose samples are shuffled together; more mixes better and reads from more files at once."""
+
+    def __post_init__(self) -> None:
+        """Refuse data given twice or not at all, and a budget that a mixture gives no meaning."""
+        if bool(self.shards) == bool(self.sources):
+            raise ValueError(
+                f"give shards or sources, one of the two; got shards={self.shards}, sources={self.sources}"
+            )
+        if self.train.epochs is not None and (len(self.sources) > 1 or not self.mixture.natural):
+            raise ValueError("train.epochs: sources of a mixture pass at different rates; give train.samples")
+        if self.train.cache_text and self.loader.captions.count > 1:
+            raise ValueError("train.cache_text holds single captions; loader.captions.count must be 1")
+
+    def data_sources(self) -> tuple[SourceConfig, ...]:
+        """`sources`, or `shards` as the only one, named "data"."""
+        return self.sources or (SourceConfig(name="data", shards=self.shards),)
 
 
 def pretrain(
@@ -47,6 +66,7 @@ def pretrain(
     *,
     evaluators: Sequence[Evaluator] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    allow_data_change: bool = False,
     on_start: Callable[[str], None] = log.info,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainSummary:
@@ -55,6 +75,7 @@ def pretrain(
     Args:
         run: created if needed; see `RunFolder`.
         evaluators: called on the encoder during training and at its end.
+        allow_data_change: continue a run whose shards or mixture have changed since its last checkpoint.
         on_start: receives lines that describe data, model and length before the first step.
         on_step: see `train`.
 
@@ -62,11 +83,15 @@ def pretrain(
         ValueError: shards, model or run folder that do not fit; each names what and where.
     """
     with process_group(device) as chosen:
-        shards = open_shards(config.shards)
+        data = open_training_data(
+            config.data_sources(),
+            config.mixture,
+            seed=config.train.seed,
+            batch_size=config.train.batch_size,
+            window_shards=config.window_shards,
+        )
+        shards = data.shards
         total_steps = config.train.total_steps(len(shards))
-        samples = total_steps * config.train.batch_size
-        # The run folder keeps samples, not epochs: more data under the same folders is another run.
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, samples=samples, epochs=None))
         with RunFolder(run, config) as folder:
             torch.manual_seed(config.train.seed)
             encoder = build_model(config.model).to(chosen)
@@ -74,17 +99,20 @@ def pretrain(
                 # Only the weights: a convolution takes the layout of its weights whatever its input has.
                 encoder.clip.visual.to(memory_format=torch.channels_last)
             on_start(_description(config, shards, encoder, total_steps, chosen))
-            _report_truncation(encoder, shards, on_start)
-            pooled_text = _text_cache(encoder, shards, config.train, run, on_start) if config.train.cache_text else None
+            for line in data.describe(total_steps * config.train.batch_size) if config.sources else ():
+                on_start(line)
+            report_caption_lengths(encoder, shards, config.loader.captions, on_start)
+            pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None
             loader = TrainLoader(
                 shards,
-                SampleOrder(shards.sizes, seed=config.train.seed, window_shards=config.window_shards),
+                data.order,
                 encoder.preprocess,
                 config.loader,
                 global_batch=config.train.batch_size,
                 rank=rank(),
                 world_size=world_size(),
                 tokenize=None if pooled_text else encoder.tokenize,
+                sources=data.sources,
             )
             return train(
                 encoder,
@@ -96,6 +124,7 @@ def pretrain(
                 evaluators=evaluators,
                 pooled_text=pooled_text,
                 chance_loss=chance_loss(config.loss, config.train.batch_size),
+                allow_data_change=allow_data_change,
                 on_step=on_step,
             )
 
@@ -113,27 +142,15 @@ def _description(
     )
 
 
-# Captions read to estimate how many the context cuts: half a second of tokenizing.
-_CHECKED_CAPTIONS = 2000
-
-
-def _report_truncation(encoder: DualEncoder, shards: ShardSet, on_start: Callable[[str], None]) -> None:
-    """Say how many captions are longer than the context, from samples spread evenly over the shards."""
-    step = -(-len(shards) // _CHECKED_CAPTIONS)
-    captions = [shards.metadata(index).captions[0] for index in range(0, len(shards), step)]
-    cut = encoder.truncated(captions)
-    if cut:
-        on_start(f"{cut} of {len(captions)} captions checked are longer than the text context and are cut at its end")
-
-
 def _text_cache(
-    encoder: DualEncoder, shards: ShardSet, config: TrainConfig, run: Path, on_start: Callable[[str], None]
+    encoder: DualEncoder, shards: ShardSet, config: PretrainConfig, run: Path, on_start: Callable[[str], None]
 ) -> PooledText:
-    """Pooled features of every caption, computed by the frozen trunk before the first step and kept in the run."""
+    """Pooled features of every caption that may be drawn, from the frozen trunk, kept in the run folder."""
     from clip_med.models.text_cache import FrozenTextCache
 
-    encoder.lock(image=config.lock_image, text=config.lock_text)
-    captions = {caption for index in range(len(shards)) for caption in shards.metadata(index).captions}
+    encoder.lock(image=config.train.lock_image, text=config.train.lock_text)
+    policy = config.loader.captions
+    captions = {caption for i in range(len(shards)) for caption in drawable(shards.metadata(i), policy)}
     on_start(f"caching text features of {len(captions):,} distinct captions")
     return FrozenTextCache.build(encoder, sorted(captions), directory=run / "text_cache").pooled
 

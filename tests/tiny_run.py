@@ -27,16 +27,16 @@ TINY = ViTModel(
 )
 
 
-def write_shards(directory: Path, samples: int = 40) -> Path:
+def write_shards(directory: Path, samples: int = 40, *, seed: int = 0, keys: str = "k") -> Path:
     """Noise images, each with two captions of its own."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     with ShardWriter(directory, samples_per_shard=16) as writer:
         for i in range(samples):
             file = BytesIO()
             Image.fromarray(rng.integers(0, 255, (36, 36), dtype=np.uint8)).save(file, "PNG")
             writer.add(
                 Sample(
-                    key=f"k{i:03d}",
+                    key=f"{keys}{i:03d}",
                     image=file.getvalue(),
                     image_suffix="png",
                     captions=(f"Finding number {i}.", f"Number {i} again."),
@@ -60,7 +60,7 @@ def tiny_config(shards: Path, **train: object) -> PretrainConfig:
         "schedule": ScheduleConfig(warmup_samples=16),
     }
     return PretrainConfig(
-        shards=(shards,),
+        shards=(str(shards),),
         model=TINY,
         loader=LoaderConfig(workers=0),
         train=TrainConfig(**(settings | train)),  # type: ignore[arg-type]

@@ -42,7 +42,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 
     phantoms = arguments.run / "phantoms"
     config = load_config(PretrainConfig, "pretrain/demo", arguments.overrides)
-    config = dataclasses.replace(config, shards=(phantoms / "train",))
+    config = dataclasses.replace(config, shards=(str(phantoms / "train"),))
     print("1/3 drawing phantoms", file=sys.stderr)
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "drawing")

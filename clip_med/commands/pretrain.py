@@ -26,6 +26,11 @@ def add_parser(commands: Any) -> None:
         "--eval", metavar="CONFIG", type=Path, help="evaluate at the end and, with train.eval_every_samples, before it"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="continue a run although its shards or their mixture have changed: the samples come in another order",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.set_defaults(call=_pretrain, takes_overrides=True)
 
@@ -48,6 +53,7 @@ def _pretrain(arguments: argparse.Namespace) -> int:
             arguments.run,
             evaluators=evaluators,
             device=arguments.device,
+            allow_data_change=arguments.allow_data_change,
             on_start=display.say,
             on_step=display.on_step,
         )

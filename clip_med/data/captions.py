@@ -55,6 +55,12 @@ def kinds_of(sample: Sample) -> Sequence[str]:
     return sample.caption_kinds or ("other",) * len(sample.captions)
 
 
+def drawable(sample: Sample, policy: CaptionPolicy) -> list[str]:
+    """The captions of a sample that the policy may draw, in stored order."""
+    wanted = [text for text, kind in zip(sample.captions, kinds_of(sample), strict=True) if policy.weight(kind) > 0.0]
+    return wanted[: policy.count] if policy.choice == "first" else wanted
+
+
 def draw_caption(sample: Sample, policy: CaptionPolicy, rng: np.random.Generator) -> str:
     """The text that stands for this image in this epoch.
 
@@ -85,4 +91,4 @@ def draw_caption(sample: Sample, policy: CaptionPolicy, rng: np.random.Generator
     return " ".join(sample.captions[i] for i in chosen)
 
 
-__all__ = ["CaptionPolicy", "draw_caption", "kinds_of"]
+__all__ = ["CaptionPolicy", "draw_caption", "drawable", "kinds_of"]

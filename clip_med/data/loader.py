@@ -23,10 +23,12 @@ from clip_med.data.augment import AugmentConfig, eval_image, train_image
 from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
 from clip_med.data.captions import CaptionPolicy, draw_caption
 from clip_med.data.images import ImageError, Preprocess, decode_image
+from clip_med.data.mix import RealisedMix
 from clip_med.data.order import Order, philox
 from clip_med.data.sample import Sample, SampleError
 from clip_med.data.shards import ShardError, ShardSet
 from clip_med.data.stream import Stream
+from clip_med.data.training_data import SourcePart
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +97,7 @@ class TrainLoader(Iterator[Batch]):
         world_size: int = 1,
         tokenize: Tokenize | None = None,
         start: int = 0,
+        sources: Sequence[SourcePart] = (),
     ) -> None:
         """Describe the batches; nothing is read and no process is started yet.
 
@@ -108,6 +111,7 @@ class TrainLoader(Iterator[Batch]):
             world_size: ranks that share a global batch.
             tokenize: called in the worker with the list of captions; returns int64 [B, T].
             start: global position of the first batch, for resuming.
+            sources: where each source lies in `shards`, for the count of what was drawn (`mix`).
 
         Raises:
             ValueError: G is not a multiple of `world_size`, or another argument is out of range.
@@ -125,6 +129,7 @@ class TrainLoader(Iterator[Batch]):
         self.global_batch = global_batch
         self.position = start
         self.bad_samples = 0
+        self.mix = RealisedMix(sources)
         self._seen = 0
         self._config = config
         self._digests = {"shards": shards.digest, "mixture": order.digest}
@@ -147,9 +152,17 @@ class TrainLoader(Iterator[Batch]):
         self._count(batch)
         return batch
 
-    def state_dict(self) -> dict[str, int | str]:
-        """What a resume needs: `seed`, `position`, and the digests of `shards` and `mixture`. The same on all ranks."""
-        return {"seed": self._order.seed, "position": self.position, **self._digests}
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs: `seed`, `position`, and the digests of `shards` and `mixture`; the same on all ranks.
+
+        `drawn`, rows by source, only serves the log.
+        """
+        return {
+            "seed": self._order.seed,
+            "position": self.position,
+            **self._digests,
+            "drawn": self.mix.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], *, allow_data_change: bool = False) -> None:
         """Go to a saved position, also with another number of ranks or workers or, where the order allows, batch size.
@@ -182,6 +195,7 @@ class TrainLoader(Iterator[Batch]):
             log.warning("%s; going on at position %d of the new order", text, position)
         self.close()
         self.position = position
+        self.mix.load_state_dict(state.get("drawn", {}))
 
     def close(self) -> None:
         """End the worker processes; the next batch would start new ones."""
@@ -191,6 +205,7 @@ class TrainLoader(Iterator[Batch]):
 
     def _count(self, batch: Batch) -> None:
         self._seen += len(batch)
+        self.mix.add(batch)
         self.bad_samples += len(batch.bad)
         for line in batch.bad:
             log.warning("replaced a damaged sample: %s", line)

@@ -44,6 +44,8 @@ _FREE: Final = frozenset(
         "train.tensorboard",
     }
 )
+# Where the data lie and how they are mixed: what matters of it is in the digests that the loader compares.
+_DATA: Final = ("shards", "sources", "mixture", "window_shards", "remote")
 
 
 class RunFolder:
@@ -103,6 +105,11 @@ class RunFolder:
         if self._lock is not None:
             self._lock.close()
 
+    def accept(self) -> None:
+        """Keep this start's configuration: it continues what is in the folder, or begins it."""
+        if self.writes:
+            write_atomically(self.path / "config.yaml", dump_yaml(self.config))
+
     def _clear_leftovers(self) -> None:
         """Remove what writes that were killed left behind; nobody else writes here, for the lock is ours."""
         for leftover in [*self.path.glob("*.tmp-*"), *self.checkpoints.glob("*.tmp-*")]:
@@ -121,7 +128,7 @@ class RunFolder:
             different = [
                 f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
                 for key in sorted(ours.keys() | theirs.keys())
-                if key not in _FREE and ours.get(key) != theirs.get(key)
+                if key not in _FREE and key.split(".")[0] not in _DATA and ours.get(key) != theirs.get(key)
             ]
             if different:
                 raise ConfigError(
@@ -129,7 +136,8 @@ class RunFolder:
                     f"{f'; and {len(different) - 3} more' if len(different) > 3 else ''}); "
                     "repeat them to continue it, or choose another --run"
                 )
-        write_atomically(file, dump_yaml(self.config))
+        else:
+            self.accept()
 
     def _record_start(self) -> None:
         file = self.path / "environment.json"

@@ -7,7 +7,6 @@ import hashlib
 import logging
 import math
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from clip_med.data.batch import Batch
 from clip_med.data.loader import TrainLoader
-from clip_med.distributed import rank, world_size
+from clip_med.distributed import gather_objects, rank, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint, write_latest
@@ -28,15 +27,9 @@ from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.stop import StopSignals
+from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError, describe_gradients, describe_loss
 
 log = logging.getLogger(__name__)
-
-# Steps over which the mean loss is compared with that of a model that has learnt nothing.
-_CHANCE_WINDOW: Final = 200
-
-
-class NonFiniteError(ValueError):
-    """Loss or gradients are no longer numbers; the message names the step, the samples and what to try."""
 
 
 @runtime_checkable
@@ -95,6 +88,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     pooled_text: PooledText | None = None,
     chance_loss: float | None = None,
+    allow_data_change: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainSummary:
     """Train to `total_steps`, continuing from the newest intact checkpoint of the run if there is one.
@@ -106,6 +100,7 @@ def train(
         run: an open run folder.
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
         chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
+        allow_data_change: continue although shards or mixture have changed, see `TrainLoader.load_state_dict`.
         on_step: called on rank 0 every `log_every_steps` and after the last step.
 
     Raises:
@@ -116,10 +111,10 @@ def train(
     encoder.lock(image=config.lock_image, text=config.lock_text)
     encoder.train()
     optimizer = build_optimizer(encoder, config.optim)
-    first = step = _resume(encoder, loader, optimizer, run)
+    first = step = _resume(encoder, loader, optimizer, run, allow_data_change=allow_data_change)
     towers = _towers(encoder)
     began = time.monotonic()
-    chance = _ChanceAlarm(chance_loss)
+    chance = ChanceAlarm(chance_loss)
     results: tuple[EvaluationResult, ...] = ()
     with contextlib.ExitStack() as stack:
         metrics = None
@@ -128,7 +123,7 @@ def train(
             stack.callback(metrics.close)
         signals = stack.enter_context(StopSignals())
         stack.callback(loader.close)
-        meter = _Meter(step)
+        meter = Meter(step)
         stopped: str | None = None
         while step < total_steps and stopped is None:
             rate = learning_rate(
@@ -153,6 +148,7 @@ def train(
                     results = _evaluate(encoder, evaluators, metrics, step, config.batch_size)
             finally:
                 if last or evaluate or _due(step, config.save_every_samples, config.batch_size):
+                    _log_mix(loader, metrics, step, config.batch_size)
                     _save(encoder, optimizer, loader, run, config, step, finished=step == total_steps)
     return TrainSummary(
         step=step,
@@ -169,7 +165,7 @@ def train(
 def _report(
     encoder: DualEncoder,
     config: TrainConfig,
-    meter: _Meter,
+    meter: Meter,
     step: int,
     total_steps: int,
     value: float,
@@ -235,13 +231,13 @@ def _step(
     objective = loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
     value, stopped = _agree(float(objective.detach()), stop())
     if not math.isfinite(value):
-        raise NonFiniteError(_describe_loss(value, step, batch, image_features, text_features))
+        raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))
     optimizer.zero_grad(set_to_none=True)
     objective.backward()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     norm = float(nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf))
     if not math.isfinite(norm):
-        raise NonFiniteError(_describe_gradients(step, batch, encoder))
+        raise NonFiniteError(describe_gradients(step, batch, encoder))
     optimizer.step()
     with torch.no_grad():
         # As a minimum only: a scale that shrinks below 1 is a sign of trouble that the log should show.
@@ -271,7 +267,14 @@ def _step_seed(seed: int, step: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
-def _resume(encoder: DualEncoder, loader: TrainLoader, optimizer: torch.optim.Optimizer, run: RunFolder) -> int:
+def _resume(
+    encoder: DualEncoder,
+    loader: TrainLoader,
+    optimizer: torch.optim.Optimizer,
+    run: RunFolder,
+    *,
+    allow_data_change: bool,
+) -> int:
     """Load the newest intact checkpoint, if any, on all ranks; returns the number of steps done."""
     chosen = newest_intact(run.checkpoints) if run.writes else None
     step = -1 if chosen is None else int(chosen.name.removeprefix("step_"))
@@ -283,7 +286,8 @@ def _resume(encoder: DualEncoder, loader: TrainLoader, optimizer: torch.optim.Op
         return 0
     directory = _checkpoint(run, step)
     state = load_checkpoint(directory, encoder, optimizer)
-    loader.load_state_dict(state["loader"])
+    loader.load_state_dict(state["loader"], allow_data_change=allow_data_change)
+    run.accept()
     if run.writes:
         # It may name a checkpoint that has been damaged since.
         write_latest(run.path, directory, step=step, samples=state["samples"], finished=state["finished"])
@@ -334,67 +338,18 @@ def _evaluate(
     return results
 
 
+def _log_mix(loader: TrainLoader, metrics: MetricsLog | None, step: int, batch_size: int) -> None:
+    """Of the rows since the last such line, on all ranks: how many came from each source and modality."""
+    loader.mix.merge(gather_objects(loader.mix.fresh()))
+    if metrics is not None:
+        metrics.write({"step": step, "samples": step * batch_size, **loader.mix.line()})
+
+
 def _due(step: int, every_samples: int | None, batch_size: int) -> bool:
     """Whether this step reached or passed a multiple of `every_samples`."""
     return (
         every_samples is not None and (step * batch_size) // every_samples > ((step - 1) * batch_size) // every_samples
     )
-
-
-def _describe_loss(value: float, step: int, batch: Batch, images: Tensor, texts: Tensor) -> str:
-    """Which samples have features that are no numbers, or all of the batch."""
-    bad = ~(images.isfinite().all(dim=1) & texts.isfinite().all(dim=1))
-    keys = [key for key, wrong in zip(batch.keys, bad.tolist(), strict=True) if wrong] or list(batch.keys)
-    what = f"features of {len(keys)} of {len(batch)} samples are not finite" if bad.any() else "all features are finite"
-    return (
-        f"step {step + 1}: the loss is {value}; {what}; keys {', '.join(keys[:8])}{' ...' if len(keys) > 8 else ''}. "
-        "Try a lower learning rate, a longer warm-up, precision fp32, or look at these samples"
-    )
-
-
-def _describe_gradients(step: int, batch: Batch, encoder: DualEncoder) -> str:
-    bad = [n for n, p in encoder.named_parameters() if p.grad is not None and not p.grad.isfinite().all()]
-    return (
-        f"step {step + 1}: gradients are not finite in {len(bad)} parameter(s) ({', '.join(bad[:3])}); "
-        f"keys {', '.join(batch.keys[:8])}{' ...' if len(batch) > 8 else ''}. "
-        "Try a lower learning rate, a longer warm-up or precision fp32"
-    )
-
-
-class _Meter:
-    """Steps per second since it was last asked."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._time = step, time.monotonic()
-
-    def rate(self, step: int) -> float:
-        now = time.monotonic()
-        rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
-        return rate
-
-
-class _ChanceAlarm:
-    """Warns when the mean loss of 200 steps is within 1 % of that of a model that has learnt nothing."""
-
-    def __init__(self, chance_loss: float | None) -> None:
-        self._chance = chance_loss
-        self._recent: deque[float] = deque(maxlen=_CHANCE_WINDOW)
-
-    def add(self, value: float, step: int) -> None:
-        self._recent.append(value)
-        if self._chance is None or step % _CHANCE_WINDOW or len(self._recent) < _CHANCE_WINDOW:
-            return
-        mean = sum(self._recent) / len(self._recent)
-        if mean > 0.99 * self._chance:
-            log.warning(
-                "step %d: the mean loss of the last %d steps is %.4f; a model that tells nothing apart has %.4f (the "
-                "logarithm of the batch size). Check learning rate, captions that all say the same, and frozen towers",
-                step,
-                _CHANCE_WINDOW,
-                mean,
-                self._chance,
-            )
 
 
 __all__ = ["Evaluator", "NonFiniteError", "PooledText", "StepReport", "TrainSummary", "train"]

@@ -70,7 +70,7 @@ def final(run: Path) -> list[bytes]:
 
 def losses(run: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [(line["step"], line["loss"]) for line in lines]
+    return [(line["step"], line["loss"]) for line in lines if "loss" in line]
 
 
 def main() -> None:
