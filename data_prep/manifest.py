@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clip_med.config import nearest
+from clip_med.data.sample import CAPTION_KINDS
 
 # Usual names per field, in lower case.
 COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -38,6 +39,7 @@ class Row:
 
     Attributes:
         number: counts from 1, without the header.
+        caption_kinds: of each caption, the name of its column if that is one of `CAPTION_KINDS`, else "other".
         values: the remaining fields of `COLUMN_NAMES`.
         fault: why the row cannot be read; its other attributes are then empty.
     """
@@ -45,6 +47,7 @@ class Row:
     number: int
     path: str = ""
     captions: tuple[str, ...] = ()
+    caption_kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict[str, str])
     fault: str = ""
@@ -136,10 +139,16 @@ def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequence[
         return found[0].strip() if found else ""
 
     labels = [part for text in texts("label") for part in text.split(separator)]
+    captions: dict[str, str] = {}
+    for column in columns.get("caption", ()):
+        kind = column.strip().lower()
+        for text in _distinct(_texts(column, record.get(column), "caption")):
+            captions.setdefault(text, kind if kind in CAPTION_KINDS else "other")
     row = Row(
         number=number,
         path=single("path"),
-        captions=_distinct(texts("caption")),
+        captions=tuple(captions),
+        caption_kinds=tuple(captions.values()),
         labels=_distinct(labels),
         values={name: single(name) for name in COLUMN_NAMES if name != "path" and name not in SEVERAL},
     )

@@ -104,6 +104,7 @@ def build_sample(task: Task, root: str, max_side: int | None) -> Sample | Reject
         image=image,
         image_suffix=suffix,
         captions=task.captions,
+        caption_kinds=task.caption_kinds,
         labels=task.labels,
         modality=task.modality,
         dataset=task.dataset,

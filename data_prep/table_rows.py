@@ -81,6 +81,7 @@ class Task:
     relative: str
     key: str
     captions: tuple[str, ...]
+    caption_kinds: tuple[str, ...]
     labels: tuple[str, ...]
     modality: str
     dataset: str
@@ -138,11 +139,13 @@ class RowPlan:
         values, settings = row.values, self._settings
         modality = settings.modality or values["modality"] or "unknown"
         group = keyed_hash(self._secret, "group", dataset, values["group"] or relative)
+        captions = row.captions or self._captions(row.labels, modality)
         return Task(
             row=row.number,
             relative=relative,
             key=key,
-            captions=row.captions or self._captions(row.labels, modality),
+            captions=captions,
+            caption_kinds=row.caption_kinds if row.captions else ("label",) * len(captions),
             labels=row.labels,
             modality=modality,
             dataset=dataset,

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from clip_med.config import NonNegativeFloat, PositiveInt, config
-from clip_med.data.sample import Sample, SampleError
+from clip_med.data.sample import CAPTION_KINDS, Sample, SampleError
 
 
 @config
@@ -38,11 +38,11 @@ class CaptionPolicy:
     metadata: NonNegativeFloat = 1.0
     """View, modality and the like."""
     other: NonNegativeFloat = 1.0
-    """Captions whose kind is not known."""
+    """All other captions, and those whose kind is not known."""
 
     def __post_init__(self) -> None:
         """Refuse a policy that never draws anything."""
-        if not any(self.weight(kind) for kind in ("report", "impression", "label", "knowledge", "metadata", "other")):
+        if not any(self.weight(kind) for kind in CAPTION_KINDS):
             raise ValueError("captions: the weights of all kinds are 0; give at least one a weight above 0")
 
     def weight(self, kind: str) -> float:

@@ -11,9 +11,9 @@ from typing import Any, Final, cast
 
 IMAGE_SUFFIXES: Final = ("jpg", "png", "jpeg", "webp")
 TEXT_SUFFIXES: Final = ("json", "txt")
-# What a caption is: a whole report, its impression, a sentence made from a label, knowledge about the finding, or what
-# the file says of the acquisition.
-CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata")
+# What a caption is: a whole report, its impression, a sentence made from a label, knowledge about the finding, what the
+# file says of the acquisition, or something else.
+CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata", "other")
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
 # White space, byte order marks, and the zeros with which some programs pad.

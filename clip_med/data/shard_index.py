@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from clip_med.data.sample import TEXT_SUFFIXES, SampleError, sample_from_members
-from clip_med.data.tar import ShardError, tar_members
+from clip_med.data.tar import ShardError, member_key, tar_members
 
 INDEX_VERSION: Final = 2
 
@@ -135,7 +135,10 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
     last = None
     with tar.open("rb") as file:
         for name, offset, size in tar_members(file, tar):
-            key, _, suffix = os.path.basename(name).partition(".")
+            named = member_key(name)
+            if named is None:
+                continue
+            key, suffix = named
             if not key or not suffix:
                 raise ShardError(f"{tar}: offset {offset}: member {name!r} is not named KEY.suffix")
             if key in groups and key != last:

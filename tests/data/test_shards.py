@@ -98,11 +98,11 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path) -> None:
 def test_tars_of_others_are_indexed(tmp_path: Path) -> None:
     tar_of(
         tmp_path / "x.tar",
-        [("a/1.jpeg", b"I"), ("a/1.txt", b"A cyst."), ("2.webp", b"J"), ("2.json", b'{"caption":"B"}')],
+        [("a/1.JPEG", b"I"), ("a/1.txt", b"A cyst."), ("2.webp", b"J"), ("2.json", b'{"caption":"B"}')],
     )
     shards = index_directory(tmp_path)
     assert [(s.key, s.captions, s.modality, s.group) for s in (shards.read(0), shards.read(1))] == [
-        ("1", ("A cyst.",), "unknown", "1"),
+        ("a_1", ("A cyst.",), "unknown", "a_1"),
         ("2", ("B",), "unknown", "2"),
     ]
 
