@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -195,3 +197,44 @@ def test_the_writers_empty_caption_costs_one_sample_only(tmp_path: Path) -> None
         index_directory(tmp_path)
     shards = index_directory(tmp_path, exclude_bad=True)
     assert [shards.key(i) for i in range(len(shards))] == ["000", "002"]
+
+
+def tar_of(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> None:
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_keys_and_members_are_those_that_webdataset_finds(tmp_path: Path) -> None:
+    import webdataset
+
+    members = [
+        ("__meta__", b"not a sample"),
+        ("00000/0001.JPG", b"one"),
+        ("00000/0001.txt", b"One."),
+        ("00000/0001.seg.png", b"a mask"),
+        ("00000/0001.cls", b"3"),
+        ("00001/0001.jpg", b"two"),  # the same name in another folder: another sample
+        ("00001/0001.txt", b"Two."),
+        ("größe/" * 30 + "3.png", b"three"),
+        ("größe/" * 30 + "3.txt", b"Three."),
+    ]
+    tar_of(tmp_path / "x.tar", members)
+    theirs = list(webdataset.WebDataset(str(tmp_path / "x.tar"), shardshuffle=False, empty_check=False))
+    shards = index_directory(tmp_path)
+    ours = [shards.read(index) for index in range(len(shards))]
+    assert [sample.key for sample in ours] == [item["__key__"].replace("/", "_") for item in theirs]
+    assert [sample.image for sample in ours] == [item.get("jpg", item.get("png")) for item in theirs]
+    assert [sample.captions[0].encode() for sample in ours] == [item["txt"] for item in theirs]
+    assert [member.suffix for member in shards.index_of(0).samples[0].members] == ["jpg", "txt", "seg.png", "cls"]
+
+
+def test_what_macos_adds_belongs_to_no_sample(tmp_path: Path) -> None:
+    tar_of(
+        tmp_path / "x.tar",
+        [("./._1.jpg", b"fork"), ("./1.jpg", b"I"), ("./._1.txt", b"fork"), ("./1.txt", b"A."), ("./.DS_Store", b"x")],
+    )
+    shards = index_directory(tmp_path)
+    assert [(shards.key(i), shards.read(i).captions) for i in range(len(shards))] == [("1", ("A.",))]
