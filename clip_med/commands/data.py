@@ -12,12 +12,20 @@ from typing import Any
 
 from clip_med.commands.progress import ItemDisplay
 
+# Lines of a list that a terminal can bear.
+_LISTED = 20
+
 
 def add_parser(commands: Any) -> None:
     """Add `data table`, `data phantoms`, `data index`, `data verify` and `data show`."""
     parser = commands.add_parser("data", help="make, index, verify and show WebDataset shards")
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
-    _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
+    index = _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
+    index.add_argument(
+        "--exclude-bad",
+        action="store_true",
+        help="leave out samples without image, caption or readable fields, and list them in the index",
+    )
     _add(actions, "verify", _verify, "re-read every byte; exit code 1 if a digest, checksum, count or sample is wrong")
     show = _add(actions, "show", _show, "samples per modality, dataset, split and label, caption lengths, a picture")
     show.add_argument(
@@ -31,7 +39,9 @@ def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], hel
     parser = actions.add_parser(
         name, help=help_text, description=help_text, epilog=f"example: clip-med data {name} shards/train --json"
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="the folder that holds the *.tar files")
+    parser.add_argument(
+        "location", metavar="DIR", help="the folder that holds the *.tar files, or a pattern: 'shards/{000..099}.tar'"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=call)
     return parser
@@ -164,19 +174,28 @@ def _warn_of_table(arguments: argparse.Namespace, report: Any) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from clip_med.data.indexing import index_directory
+    from clip_med.data.braces import has_braces
+    from clip_med.data.indexing import index_directory, index_pattern
 
+    location, exclude = arguments.location, arguments.exclude_bad
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "indexing")
-        shards = index_directory(arguments.directory, on_progress=progress)
-    _print(arguments, {"shards": len(shards.sizes), "samples": len(shards), "digest": shards.digest})
+        if not Path(location).is_dir() and (has_braces(location) or location.endswith(".tar")):
+            shards = index_pattern(location, exclude_bad=exclude, on_progress=progress)
+        else:
+            shards = index_directory(Path(location), exclude_bad=exclude, on_progress=progress)
+    left_out = [reason for shard in range(len(shards.sizes)) for _, reason in shards.index_of(shard).excluded]
+    _print(
+        arguments,
+        {"shards": len(shards.sizes), "samples": len(shards), "excluded": left_out, "digest": shards.digest},
+    )
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import ShardSet
 
-    shards = ShardSet.open(arguments.directory)
+    shards = ShardSet.open(arguments.location)
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "verifying")
         faults = shards.verify(on_progress=progress)
@@ -188,7 +207,7 @@ def _show(arguments: argparse.Namespace) -> int:
     from clip_med.data.counts import count
     from clip_med.data.shards import ShardSet
 
-    shards = ShardSet.open(arguments.directory)
+    shards = ShardSet.open(arguments.location)
     counts = count(shards)
     if arguments.sheet is not None:
         from data_prep.contact_sheet import contact_sheet
@@ -222,8 +241,10 @@ def _print(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
                 print(f"  {number:>9,}  {key}")
         elif isinstance(value, list):
             print(f"{name}: {len(value)}")
-            for item in value:
+            for item in value[:_LISTED]:
                 print(f"  {item}")
+            if len(value) > _LISTED:
+                print(f"  ... and {len(value) - _LISTED} more; all of them with --json")
         else:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 

@@ -14,6 +14,7 @@ from clip_med.data.sample import TEXT_SUFFIXES, SampleError, sample_from_members
 from clip_med.data.tar import ShardError, member_key, tar_members
 
 INDEX_VERSION: Final = 2
+_CHECKSUM: Final = ',"crc32":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,9 @@ class ShardIndex:
             "labels": _coded([entry.label for entry in self.samples]),
             "excluded": [list(pair) for pair in self.excluded],
         }
-        return json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+        text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
+        # Groups and modalities decide what is drawn and are not compared with the samples: a flipped bit must show.
+        return f'{text[:-1]}{_CHECKSUM}{zlib.crc32(text.encode())}}}'
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> ShardIndex:
@@ -76,8 +79,11 @@ class ShardIndex:
         mend = "run `clip-med data index` on its folder"
         try:
             document = cast(dict[str, Any], json.loads(data))
+            text = data[: data.rindex(_CHECKSUM.encode())] + b"}"
             if document["version"] != INDEX_VERSION:
                 raise ShardError(f"{source}: index version {document['version']}, expected {INDEX_VERSION}; {mend}")
+            if document["crc32"] != zlib.crc32(text):
+                raise ShardError(f"{source}: damaged index (its CRC-32 differs); {mend}")
             columns = (
                 document["samples"],
                 _decoded(document["modalities"]),

@@ -16,9 +16,10 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Int64
 
+from clip_med.data.braces import expand, has_braces
 from clip_med.data.dataset_file import Shard, read_dataset, set_digest
 from clip_med.data.sample import IMAGE_SUFFIXES, TEXT_SUFFIXES, Sample, sample_from_members
-from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex
+from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, index_name
 
 # A process may hold 1,024 files by default; a window of shuffled shards needs far fewer.
 MAX_OPEN_SHARDS: Final = 128
@@ -62,14 +63,23 @@ class ShardSet:
         self._owner = os.getpid()
 
     @classmethod
-    def open(cls, directory: Path | str) -> ShardSet:
+    def open(cls, location: Path | str) -> ShardSet:
         """Open a complete shard set; the names and sizes of its tars and indexes must be those of `dataset.json`.
+
+        Args:
+            location: a folder; or a tar, or a brace pattern of tars, with their indexes beside them.
 
         Raises:
             ShardError: no such directory, no `dataset.json` (an interrupted write, or tars by others), a tar or an
                 index that is missing or stale; the message holds the command that mends it.
         """
-        folder = Path(directory)
+        name = str(location)
+        if not Path(name).is_dir() and (has_braces(name) or name.endswith(".tar")):
+            return cls([_described(tar) for tar in expand(name)])
+        return cls(cls._of_folder(Path(location)))
+
+    @staticmethod
+    def _of_folder(folder: Path) -> list[Shard]:
         mend = f"run `clip-med data index {folder}`"
         if not folder.is_dir():
             raise ShardError(f"{folder}: no such directory of shards")
@@ -92,7 +102,7 @@ class ShardSet:
         for shard in here:
             if os.stat(shard.location).st_size != shard.size:
                 raise ShardError(f"{shard.location}: changed after it was indexed; {mend}")
-        return cls(shards)
+        return shards
 
     def __len__(self) -> int:
         """Samples in the set."""
@@ -216,6 +226,21 @@ class ShardSet:
         if getattr(self, "_owner", None) == os.getpid():
             for descriptor in self._open.values():
                 os.close(descriptor)
+
+
+def _described(tar: str) -> Shard:
+    """A tar by its own index."""
+    index = index_name(tar)
+    mend = f"run `clip-med data index {tar}`, or on the pattern that it belongs to"
+    if not os.path.isfile(tar):
+        raise ShardError(f"{tar}: no such shard")
+    try:
+        found = ShardIndex.from_json(Path(index).read_bytes(), index)
+    except FileNotFoundError as error:
+        raise ShardError(f"{index}: no index; {mend}") from error
+    if os.stat(tar).st_size != found.size:
+        raise ShardError(f"{tar}: changed after it was indexed; {mend}")
+    return Shard(tar, index, len(found.samples), found.size, found.sha256)
 
 
 def open_shards(directories: Sequence[Path | str]) -> ShardSet:
