@@ -15,10 +15,11 @@ from clip_med.data.training_data import SourcePart
 
 @dataclass
 class Rows:
-    """Rows by source and by modality."""
+    """Rows by source and by modality, and how many damaged samples were replaced."""
 
     sources: Counter[str] = field(default_factory=Counter[str])
     modalities: Counter[str] = field(default_factory=Counter[str])
+    replaced: int = 0
 
 
 class RealisedMix:
@@ -40,6 +41,7 @@ class RealisedMix:
     def add(self, batch: Batch) -> None:
         """Count the rows of one batch."""
         self._fresh.modalities.update(batch.modalities)
+        self._fresh.replaced += len(batch.bad)
         if self._sources:
             found = np.searchsorted(self._first, batch.indices.numpy(), side="right") - 1
             self._fresh.sources.update(self._sources[int(number)].name for number in found)
@@ -55,6 +57,7 @@ class RealisedMix:
         for rows in ranks:
             self._latest.sources += rows.sources
             self._latest.modalities += rows.modalities
+            self._latest.replaced += rows.replaced
         self._total += self._latest.sources
 
     def line(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class RealisedMix:
                 "sources": dict(sorted(self._latest.sources.items())),
                 "modalities": dict(sorted(self._latest.modalities.items())),
             },
+            "replaced": self._latest.replaced,
             "passes": {name: round(self._total[name] / count, 4) for name, count in samples.items()},
         }
 

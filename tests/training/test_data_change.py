@@ -107,6 +107,7 @@ def test_the_realised_mix_is_logged_and_survives_a_stop(shards: Path, other: Pat
     for line in logged:
         assert sum(line["mix"]["sources"].values()) == sum(line["mix"]["modalities"].values()) == 16
         total.update(line["mix"]["sources"])
+        assert line["replaced"] == 0
     assert logged[-1]["passes"] == {name: round(total[name] / sizes[name], 4) for name in sizes}
     halfway(config, tmp_path / "halves")
     pretrain(config, tmp_path / "halves")
