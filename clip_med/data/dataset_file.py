@@ -26,8 +26,8 @@ class Shard:
 
 
 def set_digest(shards: Sequence[Shard]) -> str:
-    """SHA-256 over the ordered digests of the shards: the identity of a set's data, wherever it lies."""
-    return hashlib.sha256("\n".join(shard.sha256 for shard in shards).encode()).hexdigest()
+    """SHA-256 over the ordered digests of the shards and their counts of used samples: the identity of the data."""
+    return hashlib.sha256("\n".join(f"{shard.sha256}:{shard.samples}" for shard in shards).encode()).hexdigest()
 
 
 def join(folder: str, name: str) -> str:
@@ -57,7 +57,7 @@ def read_dataset(data: bytes, folder: str) -> list[Shard]:
             for shard in document["shards"]
         ]
         total, digest = int(document["samples"]), document["digest"]
-    except (LookupError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ShardError(f"{source}: damaged ({error!r}); {mend}") from error
     if version != DATASET_VERSION or not shards or any(shard.samples < 1 for shard in shards):
         raise ShardError(f"{source}: version {version}, or its list of shards, is not as expected; {mend}")
@@ -88,7 +88,7 @@ def write_dataset(
     document: dict[str, Any] = {
         "version": DATASET_VERSION,
         "samples": sum(len(index.samples) for index in indexes),
-        "digest": set_digest([Shard("", "", 0, 0, index.sha256) for index in indexes]),
+        "digest": set_digest([Shard("", "", len(index.samples), 0, index.sha256) for index in indexes]),
         "shards": shards,
         "sources": sources,
     }

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from clip_med.data.sample import TEXT_SUFFIXES, SampleError, sample_from_members
+from clip_med.data.sample import IMAGE_SUFFIXES, TEXT_SUFFIXES, SampleError, sample_from_members
 from clip_med.data.tar import ShardError, member_key, tar_members
 
 INDEX_VERSION: Final = 2
@@ -67,7 +67,7 @@ class ShardIndex:
         }
         text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
         # Groups and modalities decide what is drawn and are not compared with the samples: a flipped bit must show.
-        return f'{text[:-1]}{_CHECKSUM}{zlib.crc32(text.encode())}}}'
+        return f"{text[:-1]}{_CHECKSUM}{zlib.crc32(text.encode())}}}"
 
     @classmethod
     def from_json(cls, data: bytes, source: str) -> ShardIndex:
@@ -105,7 +105,7 @@ class ShardIndex:
             count = int(document["count"])
         except ShardError:
             raise
-        except (LookupError, TypeError, AttributeError, ValueError) as error:
+        except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise ShardError(f"{source}: damaged index ({error!r}); {mend}") from error
         if count != len(samples):
             raise ShardError(f"{source}: says {count} samples and lists {len(samples)}; {mend}")
@@ -138,6 +138,7 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
     """
     groups: dict[str, dict[str, Member]] = {}
     texts: dict[str, dict[str, bytes]] = {}
+    stems: dict[str, str] = {}
     last = None
     with tar.open("rb") as file:
         for name, offset, size in tar_members(file, tar):
@@ -151,6 +152,9 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
                 raise ShardError(
                     f"{tar}: offset {offset}: the parts of key {key!r} are not adjacent, or the key repeats"
                 )
+            stem = name[: -len(suffix) - 1]
+            if stems.setdefault(key, stem) != stem:
+                raise ShardError(f"{tar}: offset {offset}: {name!r} and {stems[key]!r} would both have the key {key!r}")
             members = groups.setdefault(key, {})
             if suffix in members:
                 raise ShardError(f"{tar}: offset {offset}: duplicate member {name!r}")
@@ -163,10 +167,23 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not groups:
         raise ShardError(f"{tar}: holds no samples")
+    samples, excluded = _entries(tar, groups, texts, exclude_bad)
+    index = ShardIndex(tar.name, tar.stat().st_size, digest, tuple(samples), tuple(excluded))
+    if write:
+        write_atomically(index_path(tar), index.to_json())
+    return index
+
+
+def _entries(
+    tar: Path, groups: dict[str, dict[str, Member]], texts: dict[str, dict[str, bytes]], exclude_bad: bool
+) -> tuple[list[Entry], list[tuple[str, str]]]:
+    """The samples of a tar, and key and reason of each that is left out."""
     samples: list[Entry] = []
     excluded: list[tuple[str, str]] = []
     for key, members in groups.items():
         try:
+            if empty := [m.suffix for m in members.values() if m.suffix in IMAGE_SUFFIXES and not m.size]:
+                raise SampleError(f"{tar}: {key}: the image ({empty[0]}) is empty (0 bytes)")
             sample = sample_from_members(key, texts[key], str(tar))
         except SampleError as error:
             if not exclude_bad:
@@ -177,10 +194,7 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
         samples.append(Entry(key, tuple(members.values()), sample.modality, sample.group, label))
     if not samples:
         raise ShardError(f"{tar}: none of its {len(groups)} samples can be used; the first: {excluded[0][1]}")
-    index = ShardIndex(tar.name, tar.stat().st_size, digest, tuple(samples), tuple(excluded))
-    if write:
-        write_atomically(index_path(tar), index.to_json())
-    return index
+    return samples, excluded
 
 
 def _coded(values: list[Any]) -> list[list[Any]]:

@@ -47,7 +47,7 @@ class ShardSet:
 
     Attributes:
         shards: where each shard lies and what it holds.
-        digest: SHA-256 over the ordered digests of the shards: the identity of the data.
+        digest: SHA-256 over the ordered digests of the shards and their counts: the identity of the data.
         sizes: samples per shard.
     """
 
@@ -238,7 +238,7 @@ def _described(tar: str) -> Shard:
         found = ShardIndex.from_json(Path(index).read_bytes(), index)
     except FileNotFoundError as error:
         raise ShardError(f"{index}: no index; {mend}") from error
-    if os.stat(tar).st_size != found.size:
+    if os.stat(tar).st_size != found.size or found.name != os.path.basename(tar):
         raise ShardError(f"{tar}: changed after it was indexed; {mend}")
     return Shard(tar, index, len(found.samples), found.size, found.sha256)
 

@@ -179,10 +179,8 @@ def _padded(size: int) -> int:
 def _check_size(name: str, size: int, where: str) -> None:
     if not name:
         raise ShardError(f"{where}: a member without a name")
-    # img2dataset writes an empty .txt where it had no caption: that costs this sample, not the whole tar.
-    least = 0 if name.lower().endswith(".txt") else 1
-    if not least <= size <= MAX_MEMBER_BYTES:
-        raise ShardError(f"{where}: member {name!r} has {size} bytes; expected {least} to {MAX_MEMBER_BYTES}")
+    if size > MAX_MEMBER_BYTES:
+        raise ShardError(f"{where}: member {name!r} has {size} bytes; expected at most {MAX_MEMBER_BYTES}")
 
 
 def _extend(extension: _Extension, kind: bytes, data: bytes, where: str) -> None:

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import random
+import re
 import shutil
 import tarfile
 from collections.abc import Callable, Sequence
@@ -260,11 +261,13 @@ INDEX_DAMAGE: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "duplicate key": ([IMAGE, TEXT, *GOOD, IMAGE, TEXT], "key 'k' are not adjacent, or the key repeats"),
     "duplicate member": ([*GOOD, IMAGE, TEXT, TEXT], "duplicate member 'k.txt'"),
     "split key": ([IMAGE, *GOOD, TEXT], "key 'k' are not adjacent"),
+    "two names, one key": ([("a/k.jpg", b"image"), ("a_k.txt", b"text")], "would both have the key 'a_k'"),
     "no suffix": ([*GOOD, ("k", b"image")], "is not named KEY.suffix"),
 }
 # What one sample lacks: the tar is refused, or with exclude_bad that sample is left out.
 SAMPLE_DAMAGE: dict[str, tuple[list[tuple[str, bytes]], str]] = {
     "no image": ([TEXT], "k: no image among its members"),
+    "image of no bytes": ([("k.jpg", b""), TEXT], "k: the image (jpg) is empty (0 bytes)"),
     "no caption": ([IMAGE], "k: no caption"),
     "empty caption": ([IMAGE, ("k.txt", b"")], "k: empty caption"),
     "blank caption": ([IMAGE, ("k.txt", b" \n")], "k: empty caption"),
@@ -297,7 +300,7 @@ def test_members_that_fit_no_sample_are_refused(tmp_path: Path, case: str) -> No
 def test_a_sample_that_lacks_a_part_is_refused_or_left_out_by_name(tmp_path: Path, case: str) -> None:
     members, message = SAMPLE_DAMAGE[case]
     tar_of(tmp_path / "x.tar", [*members, *GOOD])
-    with pytest.raises(ShardError, match=f"x.tar: {message}"):
+    with pytest.raises(ShardError, match=re.escape(f"x.tar: {message}")):
         index_directory(tmp_path)
     shards = index_directory(tmp_path, exclude_bad=True)
     assert [shards.key(index) for index in range(len(shards))] == ["good"]
@@ -310,12 +313,6 @@ def test_a_key_in_two_shards_is_refused(tmp_path: Path) -> None:
     tar_of(tmp_path / "a.tar", [IMAGE, TEXT])
     tar_of(tmp_path / "b.tar", [IMAGE, TEXT])
     with pytest.raises(ShardError, match=r"b\.tar: key 'k' is also in .*a\.tar"):
-        index_directory(tmp_path)
-
-
-def test_an_image_of_no_bytes_is_refused(tmp_path: Path) -> None:
-    tar_of(tmp_path / "x.tar", [*GOOD, ("k.jpg", b""), TEXT])
-    with pytest.raises(ShardError, match=r"x\.tar.*k.*(0 bytes|empty)"):
         index_directory(tmp_path)
 
 

@@ -153,7 +153,7 @@ def test_resume_from_every_position(shards: ShardSet, workers: int) -> None:
         state = first.state_dict()  # with workers, later batches are prepared already and must not count
         first.close()
         digests = {"shards": shards.digest, "mixture": order_of(shards).digest}
-        assert state == {"seed": 5, "position": 8 * done, **digests}
+        assert state == {"seed": 5, "position": 8 * done, **digests, "drawn": {}}
         assert first.position == 8 * done
         second = loader(shards, start=int(state["position"]))
         assert [joined([b]) for b in take(second, 7 - done)] == expected[done:]

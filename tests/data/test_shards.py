@@ -118,7 +118,7 @@ IMAGE, TEXT = ("k.jpg", b"image"), ("k.txt", b"text")
         ([IMAGE, TEXT, IMAGE], "duplicate member"),
         ([IMAGE, ("l.jpg", b"x"), ("l.txt", b"y"), TEXT], "not adjacent"),
         ([("k", b"image"), TEXT], "not named KEY.suffix"),
-        ([("k.jpg", b""), TEXT], "has 0 bytes"),
+        ([("k.jpg", b""), TEXT], "is empty .0 bytes"),
         ([], "holds no samples"),
     ],
 )

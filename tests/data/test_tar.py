@@ -152,7 +152,7 @@ READ: dict[str, tuple[bytes, list[tuple[str, bytes]]]] = {
         [("1.jpg", b"abc")],
     ),
     "padding of 1 MiB": (ONE + bytes(1024 * 1024), [("1.jpg", b"abc")]),
-    "empty caption file": (header(b"1.TXT", 0) + END, [("1.TXT", b"")]),
+    "empty file": (header(b"2.jpg", 0) + ONE + END, [("2.jpg", b""), ("1.jpg", b"abc")]),
     "nothing": (END, []),
 }  # fmt: skip
 
@@ -196,9 +196,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "negative pax size": (pax(("size", "-1")) + ONE + END, "size '-1'"),
     "negative size": (header(b"1.jpg", b"\xff" * 12) + END, "size field"),
     "size that is no number": (header(b"1.jpg", b"0000000001_3") + END, "size field"),
-    "too large": (header(b"1.jpg", MAX_MEMBER_BYTES + 1) + END, "expected 1 to 268435456"),
-    "absurdly large": (header(b"1.jpg", b"\x80" + b"\xff" * 11) + END, "expected 1 to 268435456"),
-    "empty image": (header(b"1.jpg", 0) + END, "has 0 bytes"),
+    "too large": (header(b"1.jpg", MAX_MEMBER_BYTES + 1) + END, "expected at most 268435456"),
+    "absurdly large": (header(b"1.jpg", b"\x80" + b"\xff" * 11) + END, "expected at most 268435456"),
     "no name": (header(b"", 3) + padded(b"abc") + END, "a member without a name"),
     "name in Latin-1": (header("é.jpg".encode("latin-1"), 3) + padded(b"abc") + END, "is not UTF-8"),
     "cut in the header": (ONE + ONE[:500], "truncated: the two zero blocks"),
