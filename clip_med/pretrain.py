@@ -12,6 +12,7 @@ import torch
 from clip_med.config import PositiveInt, config
 from clip_med.data.captions import drawable
 from clip_med.data.loader import LoaderConfig, TrainLoader
+from clip_med.data.remote import RemoteConfig
 from clip_med.data.shards import ShardSet
 from clip_med.data.training_data import MixtureConfig, SourceConfig, open_training_data
 from clip_med.distributed import process_group, rank, world_size
@@ -41,6 +42,7 @@ class PretrainConfig:
     mixture: MixtureConfig = MixtureConfig()
     loss: LossConfig = InfoNCEConfig()
     loader: LoaderConfig = LoaderConfig()
+    remote: RemoteConfig = RemoteConfig()
     window_shards: PositiveInt = 16
     """Shards whose samples are shuffled together; more mixes better and reads from more files at once."""
 
@@ -89,6 +91,7 @@ def pretrain(
             seed=config.train.seed,
             batch_size=config.train.batch_size,
             window_shards=config.window_shards,
+            remote=config.remote,
         )
         shards = data.shards
         total_steps = config.train.total_steps(len(shards))

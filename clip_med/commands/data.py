@@ -22,6 +22,9 @@ def add_parser(commands: Any) -> None:
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     index = _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
     index.add_argument(
+        "--out", metavar="DIR", type=Path, help="write the indexes here, not beside the tars; training then takes DIR"
+    )
+    index.add_argument(
         "--exclude-bad",
         action="store_true",
         help="leave out samples without image, caption or readable fields, and list them in the index",
@@ -40,7 +43,9 @@ def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], hel
         name, help=help_text, description=help_text, epilog=f"example: clip-med data {name} shards/train --json"
     )
     parser.add_argument(
-        "location", metavar="DIR", help="the folder that holds the *.tar files, or a pattern: 'shards/{000..099}.tar'"
+        "location",
+        metavar="DIR",
+        help="the folder of the *.tar files, a pattern 'shards/{000..099}.tar', or a URL (s3, gs, http)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=call)
@@ -174,13 +179,18 @@ def _warn_of_table(arguments: argparse.Namespace, report: Any) -> None:
 
 
 def _index(arguments: argparse.Namespace) -> int:
-    from clip_med.data.braces import has_braces
-    from clip_med.data.indexing import index_directory, index_pattern
+    from clip_med.data.indexing import index_directory, index_into, index_pattern
+    from clip_med.data.remote import scheme_of
+    from clip_med.data.shards import is_pattern, local_path
 
-    location, exclude = arguments.location, arguments.exclude_bad
+    location, exclude = local_path(arguments.location), arguments.exclude_bad
+    if arguments.out is None and scheme_of(location) is not None:
+        raise ValueError(f"{location}: the indexes of tars at a URL need a folder of their own: give --out DIR")
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "indexing")
-        if not Path(location).is_dir() and (has_braces(location) or location.endswith(".tar")):
+        if arguments.out is not None:
+            shards = index_into(location, arguments.out, exclude_bad=exclude, on_progress=progress)
+        elif is_pattern(location):
             shards = index_pattern(location, exclude_bad=exclude, on_progress=progress)
         else:
             shards = index_directory(Path(location), exclude_bad=exclude, on_progress=progress)

@@ -296,6 +296,10 @@ class _TrainBatches(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         first = position + self.rank * self.per_rank
         drawn = self.order.draw(first, self.per_rank)
+        if ahead := self.reader.shards.prefetched:
+            self.reader.shards.prefetch(
+                np.concatenate([drawn.indices, self.order.draw(first + ahead, self.per_rank).indices])
+            )
         rows = [
             self._row(first + i, int(index), int(epoch))
             for i, (index, epoch) in enumerate(zip(drawn.indices, drawn.epochs, strict=True))

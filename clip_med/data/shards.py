@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Int64
 
 from clip_med.data.braces import expand, has_braces
-from clip_med.data.dataset_file import Shard, read_dataset, set_digest
+from clip_med.data.dataset_file import Shard, join, read_dataset, set_digest
+from clip_med.data.remote import RemoteConfig, ShardStore, redacted, scheme_of
 from clip_med.data.sample import IMAGE_SUFFIXES, TEXT_SUFFIXES, Sample, sample_from_members
 from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, index_name
 
@@ -51,10 +52,12 @@ class ShardSet:
         sizes: samples per shard.
     """
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
+    def __init__(self, shards: Sequence[Shard], store: ShardStore | None = None) -> None:
         if not shards:
             raise ShardError("a shard set needs at least one shard")
+        self._store = store or ShardStore(RemoteConfig())
         self.shards = tuple(shards)
+        self._remote = any("://" in shard.location for shard in shards)
         self.sizes = tuple(shard.samples for shard in shards)
         self.digest = set_digest(shards)
         self._ends = list(accumulate(self.sizes))
@@ -63,20 +66,25 @@ class ShardSet:
         self._owner = os.getpid()
 
     @classmethod
-    def open(cls, location: Path | str) -> ShardSet:
+    def open(cls, location: Path | str, remote: RemoteConfig | None = None) -> ShardSet:
         """Open a complete shard set; the names and sizes of its tars and indexes must be those of `dataset.json`.
 
         Args:
-            location: a folder; or a tar, or a brace pattern of tars, with their indexes beside them.
+            location: a folder; or a tar, or a brace pattern of tars, with their indexes beside them. Paths, or URLs
+                (file, http, https, s3, gs).
+            remote: how URLs are read.
 
         Raises:
             ShardError: no such directory, no `dataset.json` (an interrupted write, or tars by others), a tar or an
                 index that is missing or stale; the message holds the command that mends it.
         """
-        name = str(location)
-        if not Path(name).is_dir() and (has_braces(name) or name.endswith(".tar")):
-            return cls([_described(tar) for tar in expand(name)])
-        return cls(cls._of_folder(Path(location)))
+        name = local_path(str(location))
+        store = ShardStore(remote or RemoteConfig())
+        if is_pattern(name):
+            return cls([_described(tar, store) for tar in expand(name)], store)
+        if scheme_of(name) is not None:
+            return cls(_of_url(name, store), store)
+        return cls(cls._of_folder(Path(name)), store)
 
     @staticmethod
     def _of_folder(folder: Path) -> list[Shard]:
@@ -99,7 +107,11 @@ class ShardSet:
         for shard in shards:
             if Path(shard.index).name not in present:
                 raise ShardError(f"{shard.index}: no index; {mend}")
-        for shard in here:
+        for shard in shards:
+            if "://" in shard.location:
+                continue
+            if not os.path.isfile(shard.location):
+                raise ShardError(f"{shard.location}: no such shard; {folder} says that it lies there")
             if os.stat(shard.location).st_size != shard.size:
                 raise ShardError(f"{shard.location}: changed after it was indexed; {mend}")
         return shards
@@ -113,8 +125,30 @@ class ShardSet:
         return self._entry(index)[1].key
 
     def tar(self, index: int) -> str:
-        """The shard that holds sample `index`."""
-        return self.shards[self._locate(index)[0]].location
+        """The shard that holds sample `index`, as it may be shown: a URL without user and query."""
+        return self.tar_of(self._locate(index)[0])
+
+    def tar_of(self, shard: int) -> str:
+        """Shard number `shard`, as it may be shown."""
+        return redacted(self.shards[shard].location)
+
+    def is_remote(self, shard: int) -> bool:
+        """Whether shard number `shard` lies at a URL."""
+        return "://" in self.shards[shard].location
+
+    @property
+    def prefetched(self) -> int:
+        """Samples by which downloads should run ahead of use; 0 where nothing is downloaded."""
+        settings = self._store.settings
+        return settings.prefetch * len(self) // len(self.shards) if self._remote and settings.mode == "fetch" else 0
+
+    def prefetch(self, indices: Int64[np.ndarray, " count"]) -> None:
+        """Begin to download the shards of samples that will be read soon, in this order."""
+        wanted: dict[int, Shard] = {}
+        for number in np.searchsorted(self._ends, indices, side="right"):
+            if self.is_remote(int(number)) and int(number) not in self._open:
+                wanted[int(number)] = self.shards[int(number)]
+        self._store.prefetch([(shard.location, shard.size, shard.sha256) for shard in wanted.values()])
 
     def index_of(self, shard: int) -> ShardIndex:
         """The index of shard number `shard`, read when it is first asked for.
@@ -124,14 +158,10 @@ class ShardSet:
         """
         if shard not in self._indexes:
             described = self.shards[shard]
-            try:
-                data = Path(described.index).read_bytes()
-            except FileNotFoundError as error:
-                raise ShardError(f"{described.index}: no index; run `clip-med data index` on its folder") from error
-            index = ShardIndex.from_json(data, described.index)
+            index = ShardIndex.from_json(_index_bytes(described.index, self._store), redacted(described.index))
             if (index.sha256, index.size, len(index.samples)) != (described.sha256, described.size, described.samples):
                 raise ShardError(
-                    f"{described.index}: of another tar than is listed; run `clip-med data index` on its folder"
+                    f"{redacted(described.index)}: of another tar than is listed; run `clip-med data index` there"
                 )
             self._indexes[shard] = index
             if len(self._indexes) > MAX_INDEXES:
@@ -169,9 +199,11 @@ class ShardSet:
         """Re-read everything; every fault found (file digest, member CRC-32, content), empty when all is well."""
         faults: list[str] = []
         for shard, described in enumerate(self.shards):
-            with Path(described.location).open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
-                    faults.append(f"{described.location}: SHA-256 differs from the index")
+            # What comes from a URL is held to its digest when it is downloaded.
+            if not self.is_remote(shard):
+                with Path(described.location).open("rb") as file:
+                    if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
+                        faults.append(f"{described.location}: SHA-256 differs from the index")
             for position in range(described.samples):
                 try:
                     self.read(self._ends[shard] - self.sizes[shard] + position)
@@ -202,25 +234,43 @@ class ShardSet:
                 members[member.suffix] = b""
             elif member.suffix in IMAGE_SUFFIXES or member.suffix in TEXT_SUFFIXES:
                 members[member.suffix] = self._bytes(shard, member, entry.key)
-        return sample_from_members(entry.key, members, self.shards[shard].location)
+        return sample_from_members(entry.key, members, self.tar_of(shard))
 
     def _bytes(self, shard: int, member: Member, key: str) -> bytes:
-        data = os.pread(self._descriptor(shard), member.size, member.offset)
+        data = self._pread(shard, member)
+        if self.is_remote(shard) and zlib.crc32(data) != member.crc32:
+            # Damaged in the cache, or on its way: once more from where it came.
+            self._forget(shard)
+            data = self._pread(shard, member)
         if len(data) != member.size or zlib.crc32(data) != member.crc32:
-            location = self.shards[shard].location
-            raise ShardError(f"{location}: {key}.{member.suffix}: damaged (CRC-32 differs from the index)")
+            raise ShardError(f"{self.tar_of(shard)}: {key}.{member.suffix}: damaged (CRC-32 differs from the index)")
         return data
+
+    def _pread(self, shard: int, member: Member) -> bytes:
+        if self.is_remote(shard) and self._store.settings.mode == "range":
+            return self._store.read_range(self.shards[shard].location, member.offset, member.size)
+        return os.pread(self._descriptor(shard), member.size, member.offset)
+
+    def _forget(self, shard: int) -> None:
+        if shard in self._open:
+            os.close(self._open.pop(shard))
+        self._store.drop(self.shards[shard].sha256)
 
     def _descriptor(self, shard: int) -> int:
         if self._owner != os.getpid():
             # After a fork the descriptors belong to the parent too: open our own, close nothing of its.
             self._open, self._owner = OrderedDict(), os.getpid()
         if shard not in self._open:
-            self._open[shard] = os.open(self.shards[shard].location, os.O_RDONLY)
+            self._open[shard] = self._opened(self.shards[shard])
             if len(self._open) > MAX_OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1])
         self._open.move_to_end(shard)
         return self._open[shard]
+
+    def _opened(self, shard: Shard) -> int:
+        if "://" in shard.location:
+            return self._store.open(shard.location, size=shard.size, sha256=shard.sha256)
+        return os.open(shard.location, os.O_RDONLY)
 
     def __del__(self) -> None:
         if getattr(self, "_owner", None) == os.getpid():
@@ -228,34 +278,70 @@ class ShardSet:
                 os.close(descriptor)
 
 
-def _described(tar: str) -> Shard:
+def is_pattern(location: str) -> bool:
+    """Whether a location names tars, one or several, and not a folder of them."""
+    return not Path(location).is_dir() and (has_braces(location) or location.partition("?")[0].endswith(".tar"))
+
+
+def local_path(location: str) -> str:
+    """`file://` as a path; everything else as it is."""
+    return location.removeprefix("file://") if scheme_of(location) == "file" else location
+
+
+def _described(tar: str, store: ShardStore) -> Shard:
     """A tar by its own index."""
-    index = index_name(tar)
-    mend = f"run `clip-med data index {tar}`, or on the pattern that it belongs to"
-    if not os.path.isfile(tar):
+    remote = scheme_of(tar) is not None
+    if not remote and not os.path.isfile(tar):
         raise ShardError(f"{tar}: no such shard")
-    try:
-        found = ShardIndex.from_json(Path(index).read_bytes(), index)
-    except FileNotFoundError as error:
-        raise ShardError(f"{index}: no index; {mend}") from error
-    if os.stat(tar).st_size != found.size or found.name != os.path.basename(tar):
-        raise ShardError(f"{tar}: changed after it was indexed; {mend}")
+    index = index_name(tar)
+    found = ShardIndex.from_json(_index_bytes(index, store), redacted(index))
+    changed = found.name != os.path.basename(tar) or (not remote and os.stat(tar).st_size != found.size)
+    if changed:
+        raise ShardError(f"{redacted(tar)}: changed after it was indexed; run `clip-med data index` on it again")
     return Shard(tar, index, len(found.samples), found.size, found.sha256)
 
 
-def open_shards(directories: Sequence[Path | str]) -> ShardSet:
-    """Several shard sets as one, in the given order.
+def _of_url(folder: str, store: ShardStore) -> list[Shard]:
+    try:
+        return read_dataset(store.read_bytes(join(folder, "dataset.json")), folder)
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{redacted(folder)}: no dataset.json; index tars made by others with "
+            f"`clip-med data index {redacted(folder)} --out DIR`, and train on DIR"
+        ) from error
+
+
+def _index_bytes(index: str, store: ShardStore) -> bytes:
+    try:
+        return store.read_bytes(index) if "://" in index else Path(index).read_bytes()
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{redacted(index)}: no index; run `clip-med data index` on its folder, or on the pattern of its tar"
+        ) from error
+
+
+def open_shards(locations: Sequence[Path | str], remote: RemoteConfig | None = None) -> ShardSet:
+    """Several shard sets as one, in the given order; see `ShardSet.open`.
 
     Raises:
         ShardError: none given, one that cannot be opened, or a shard that occurs twice.
     """
-    shards = [shard for directory in directories for shard in ShardSet.open(directory).shards]
+    return concatenated([ShardSet.open(location, remote) for location in locations], remote)
+
+
+def concatenated(sets: Sequence[ShardSet], remote: RemoteConfig | None = None) -> ShardSet:
+    """Several opened sets as one.
+
+    Raises:
+        ShardError: none given, or a shard that occurs twice.
+    """
+    shards = [shard for opened in sets for shard in opened.shards]
     owner: dict[str, str] = {}
     for shard in shards:
         if shard.sha256 in owner:
             raise ShardError(f"{shard.location}: the same content is also in {owner[shard.sha256]}")
         owner[shard.sha256] = shard.location
-    return ShardSet(shards)
+    return ShardSet(shards, ShardStore(remote or RemoteConfig()))
 
 
 def _hash(text: str) -> int:
@@ -263,4 +349,4 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-__all__ = ["Columns", "ShardError", "ShardSet", "open_shards"]
+__all__ = ["Columns", "ShardError", "ShardSet", "concatenated", "is_pattern", "local_path", "open_shards"]

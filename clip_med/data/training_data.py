@@ -13,7 +13,8 @@ from clip_med.config import Fraction, PositiveFloat, PositiveInt, config, neares
 from clip_med.data.batch_rules import ClassBatches, DistinctGroups, batches_per_chunk
 from clip_med.data.mixed_order import MixedOrder
 from clip_med.data.order import Order, SampleOrder
-from clip_med.data.shards import ShardSet, open_shards
+from clip_med.data.remote import RemoteConfig
+from clip_med.data.shards import ShardSet, concatenated, open_shards
 
 
 @config
@@ -120,7 +121,13 @@ class TrainingData:
 
 
 def open_training_data(
-    sources: Sequence[SourceConfig], mixture: MixtureConfig, *, seed: int, batch_size: int, window_shards: int = 16
+    sources: Sequence[SourceConfig],
+    mixture: MixtureConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    window_shards: int = 16,
+    remote: RemoteConfig | None = None,
 ) -> TrainingData:
     """Open all sources and build their order; indexes are read only where the mixture needs modalities or groups.
 
@@ -131,8 +138,9 @@ def open_training_data(
     names = [source.name for source in sources]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ValueError(f"sources: the name {twice[0]!r} is given {names.count(twice[0])} times; names must differ")
-    lengths = [len(open_shards(source.shards)) for source in sources]
-    shards = open_shards([path for source in sources for path in source.shards])
+    sets = [open_shards(source.shards, remote) for source in sources]
+    lengths = [len(part) for part in sets]
+    shards = concatenated(sets, remote)
     if mixture.natural and mixture.batches == "any" and (len(sources) == 1 or _alike(sources, mixture)):
         order = SampleOrder(shards.sizes, seed=seed, window_shards=window_shards)
         return TrainingData(shards, order, _parts(names, lengths, [length / len(shards) for length in lengths]))
