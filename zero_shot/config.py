@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
@@ -15,7 +14,8 @@ class ClassificationTask:
 
     kind: Literal["classification"] = "classification"
     name: str
-    shards: Path
+    shards: str
+    """Folder, pattern or URL of a shard set."""
     datasets: tuple[str, ...] = ()
     """Only samples of these; empty: all."""
     modalities: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class RetrievalTask:
 
     kind: Literal["retrieval"] = "retrieval"
     name: str
-    shards: Path
+    shards: str
     datasets: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     ks: tuple[PositiveInt, ...] = (1, 5, 10)

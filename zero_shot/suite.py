@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -99,7 +98,7 @@ class Evaluation:
 class _ShardImages:
     """What is known of one shard set: all samples without their images, and the image features asked for so far."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.shards = ShardSet.open(path)
         self.samples = [self.shards.metadata(index) for index in range(len(self.shards))]
         self._row: dict[int, int] = {}
@@ -149,7 +148,7 @@ def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress 
         ValueError: shards that cannot be opened, a task without samples, a sample with none or several of the classes,
             or a damaged sample; each names task, shard or key.
     """
-    opened: dict[Path, _ShardImages] = {}
+    opened: dict[str, _ShardImages] = {}
     prepared = [_prepare(task, opened) for task in config.tasks]
     reports: list[TaskReport] = []
     hits: dict[str, tuple[NDArray[np.float64], list[str]]] = {}
@@ -184,12 +183,11 @@ def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
     return call
 
 
-def _prepare(task: EvalTask, opened: dict[Path, _ShardImages]) -> _Prepared:
+def _prepare(task: EvalTask, opened: dict[str, _ShardImages]) -> _Prepared:
     """The samples of a task, without their images, and their classes."""
-    path = task.shards.resolve()
-    if path not in opened:
-        opened[path] = _ShardImages(task.shards)
-    images = opened[path]
+    if task.shards not in opened:
+        opened[task.shards] = _ShardImages(task.shards)
+    images = opened[task.shards]
     indices = [
         index
         for index, sample in enumerate(images.samples)
@@ -320,7 +318,7 @@ def _examples(
         chosen += [rows[i * len(rows) // (_EXAMPLES // 2)] for i in range(min(_EXAMPLES // 2, len(rows)))]
     return tuple(
         Example(
-            shards=str(part.task.shards),
+            shards=part.task.shards,
             index=part.indices[row],
             key=part.samples[row].key,
             truth=truth[row],

@@ -79,7 +79,7 @@ def demo_evaluation(phantoms: Path) -> Any:
         tasks.append(
             ClassificationTask(
                 name=f"{modality}: findings",
-                shards=phantoms / "test",
+                shards=str(phantoms / "test"),
                 modalities=(modality,),
                 prompts=finding_prompts(modality),
             )
@@ -88,12 +88,12 @@ def demo_evaluation(phantoms: Path) -> Any:
         tasks.append(
             ClassificationTask(
                 name=f"{modality}: unseen combinations",
-                shards=phantoms / "heldout",
+                shards=str(phantoms / "heldout"),
                 modalities=(modality,),
                 prompts=combination_prompts(modality),
             )
         )
-    tasks.append(RetrievalTask(name="all modalities", shards=phantoms / "test"))
+    tasks.append(RetrievalTask(name="all modalities", shards=str(phantoms / "test")))
     return EvalConfig(tasks=tuple(tasks))
 
 

@@ -52,8 +52,8 @@ class Page(HTMLParser):
 def evaluated(shards: Path, classes: dict[str, tuple[str, ...]], encoder: Answering) -> Evaluation:
     prompts = ClassPrompts(classes=classes)
     tasks = (
-        ClassificationTask(name=f"c {SCRIPT}", shards=shards, prompts=prompts),
-        RetrievalTask(name="r", shards=shards, ks=(1,)),
+        ClassificationTask(name=f"c {SCRIPT}", shards=str(shards), prompts=prompts),
+        RetrievalTask(name="r", shards=str(shards), ks=(1,)),
     )
     return evaluate(encoder, EvalConfig(tasks=tasks))
 

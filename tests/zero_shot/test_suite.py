@@ -34,7 +34,7 @@ def shards(tmp_path: Path) -> Path:
 
 
 def classification(shards: Path, name: str = "findings", **fields: Any) -> ClassificationTask:
-    return ClassificationTask(name=name, shards=shards, **({"prompts": PROMPTS} | fields))
+    return ClassificationTask(name=name, shards=str(shards), **({"prompts": PROMPTS} | fields))
 
 
 def values(report: TaskReport) -> dict[str, float]:
@@ -44,7 +44,7 @@ def values(report: TaskReport) -> dict[str, float]:
 def test_a_real_encoder_against_ten_lines_of_numpy(shards: Path) -> None:
     torch.manual_seed(0)
     encoder = build_model(TINY).eval()
-    done = evaluate(encoder, EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=shards))))
+    done = evaluate(encoder, EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=str(shards)))))
     data = [ShardSet.open(shards).read(i) for i in range(24)]
     pixels = np.stack([np.asarray(Image.open(BytesIO(sample.image)).convert("RGB")) for sample in data])
     mean, std = (np.array(value) for value in (encoder.preprocess.mean, encoder.preprocess.std))
@@ -79,7 +79,7 @@ def test_a_real_encoder_against_ten_lines_of_numpy(shards: Path) -> None:
 
 
 def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(shards: Path) -> None:
-    config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=shards, ks=(1, 3))))
+    config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=str(shards), ks=(1, 3))))
     done = evaluate(perfect(), config)
     assert {r.value for task in done.tasks for r in task.results} == {1.0}
     assert {r.low for task in done.tasks for r in task.results} == {1.0}
@@ -111,7 +111,7 @@ def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(sha
 def test_examples_rank_three_answers_and_recalls_average_to_the_balanced_accuracy(shards: Path) -> None:
     torch.manual_seed(0)
     encoder = build_model(TINY).eval()
-    config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=shards)))
+    config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=str(shards))))
     first, second = evaluate(encoder, config).tasks
     assert [(r.name, r.n) for r in first.recalls] == list(zip(CLASSES, (12, 8, 4), strict=True))
     assert np.mean([r.value for r in first.recalls]) == pytest.approx(values(first)["balanced accuracy"], abs=1e-12)
@@ -138,7 +138,7 @@ def test_batch_size_workers_and_order_of_tasks_change_nothing(shards: Path) -> N
     tasks = (
         classification(shards, "odd", datasets=("odd",)),
         classification(shards, "all"),
-        RetrievalTask(name="MRI", shards=shards, modalities=("MRI",)),
+        RetrievalTask(name="MRI", shards=str(shards), modalities=("MRI",)),
     )
     first = evaluate(encoder, EvalConfig(tasks=tasks))
     assert encoder.training
@@ -168,7 +168,7 @@ def test_every_image_is_encoded_once_without_gradient(shards: Path) -> None:
     tasks = (
         classification(shards, "odd", datasets=("odd",)),
         classification(shards, "all"),
-        RetrievalTask(name="again", shards=shards),
+        RetrievalTask(name="again", shards=str(shards)),
         classification(shards.parent / "." / "test", "MRI", modalities=("MRI",)),
     )
     done = evaluate(encoder, EvalConfig(tasks=tasks, batch_size=10), on_progress=lambda *step: seen.append(step))
@@ -220,7 +220,7 @@ def test_features_that_are_not_finite_are_named(shards: Path) -> None:
         def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
             return super().encode_text(tokens) * float("nan")
 
-    config = EvalConfig(tasks=(RetrievalTask(name="r", shards=shards),))
+    config = EvalConfig(tasks=(RetrievalTask(name="r", shards=str(shards)),))
     with pytest.raises(ValueError, match=r"000000\.tar: k03: the image feature is not finite"):
         evaluate(Broken(CLASS_OF.__getitem__, class_in), config)
     with pytest.raises(ValueError, match=r"text feature of 'A cyst\.' is not finite"):
@@ -238,14 +238,14 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 
 def test_captions_that_differ_in_case_and_space_count_as_one(tmp_path: Path) -> None:
     shards = write_labelled(tmp_path / "a", {3: {"captions": ("a  CYST.",)}})
-    done = evaluate(perfect(), EvalConfig(tasks=(RetrievalTask(name="r", shards=shards, ks=(1,)),)))
+    done = evaluate(perfect(), EvalConfig(tasks=(RetrievalTask(name="r", shards=str(shards), ks=(1,)),)))
     assert [r.n for r in done.tasks[0].results] == [24, 6]
 
 
 def test_evaluation_during_training(tmp_path: Path) -> None:
     """What the trainer records is what evaluating the saved model gives; the weights do not notice."""
     labelled, noise = write_labelled(tmp_path / "test"), write_shards(tmp_path / "train", 16)
-    config = EvalConfig(tasks=(classification(labelled), RetrievalTask(name="r", shards=labelled, ks=(1,))))
+    config = EvalConfig(tasks=(classification(labelled), RetrievalTask(name="r", shards=str(labelled), ks=(1,))))
     training = tiny_config(noise, samples=32, eval_every_samples=16)
     summary = pretrain(training, tmp_path / "run", evaluators=[evaluator(config)])
     plain = pretrain(training, tmp_path / "plain")
