@@ -8,18 +8,17 @@ state of a worker or of torch.
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
-from clip_med.data.augment import AugmentConfig, eval_image, train_image
+from clip_med.data.augment import AugmentConfig, eval_image
 from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
 from clip_med.data.captions import CaptionPolicy, draw_caption
 from clip_med.data.images import ImageError, Preprocess, decode_image
@@ -28,6 +27,7 @@ from clip_med.data.order import Order, philox
 from clip_med.data.sample import Sample, SampleError
 from clip_med.data.shards import ShardError, ShardSet
 from clip_med.data.stream import Stream
+from clip_med.data.train_view import train_view
 from clip_med.data.training_data import SourcePart
 
 log = logging.getLogger(__name__)
@@ -58,9 +58,9 @@ class LoaderConfig:
     augment: AugmentConfig = AugmentConfig()
     max_pixels: PositiveInt = 64_000_000
     """Larger images are refused before they are decoded."""
-    scaled_decode: bool = False
-    """Decode large JPEGs at 1/2, 1/4 or 1/8 where the smallest crop still has the model's size: faster, mean error
-    about one grey level."""
+    scaled_decode: bool = True
+    """Decode a large JPEG at 1/2, 1/4 or 1/8 where its crop stays larger than the model's size by a margin that keeps
+    the mean error under 1.5 grey levels (`train_view.MARGIN`)."""
     captions: CaptionPolicy = CaptionPolicy()
     """Which caption of a sample is shown, by kind."""
     positives: Literal["none", "caption", "label"] = "caption"
@@ -255,22 +255,6 @@ def _yield_all(batches: _EvalBatches, positions: range, workers: int) -> Generat
         stream.close()
 
 
-class _Reader:
-    """Reads and decodes single samples; every error names shard and key."""
-
-    def __init__(self, shards: ShardSet, max_pixels: int, min_size: int | None) -> None:
-        self.shards = shards
-        self.max_pixels = max_pixels
-        self.min_size = min_size
-
-    def read(self, index: int) -> tuple[Sample, UInt8[np.ndarray, "H W C"]]:
-        sample = self.shards.read(index)
-        source = f"{self.shards.tar(index)}: {sample.key}.{sample.image_suffix}"
-        image = decode_image(sample.image, max_pixels=self.max_pixels, source=source, min_size=self.min_size)
-        # The encoded image has done its work; a row that kept it would keep 100 kB until the batch is sent.
-        return replace(sample, image=b""), image
-
-
 class _TrainBatches(Dataset[Batch]):
     """This rank's part of the global batch that begins at a position; the same wherever and whenever it is made."""
 
@@ -284,8 +268,7 @@ class _TrainBatches(Dataset[Batch]):
         per_rank: int,
         rank: int,
     ) -> None:
-        min_size = _smallest_decode(preprocess, config.augment) if config.scaled_decode else None
-        self.reader = _Reader(shards, config.max_pixels, min_size)
+        self.shards = shards
         self.order = order
         self.preprocess = preprocess
         self.config = config
@@ -296,10 +279,8 @@ class _TrainBatches(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         first = position + self.rank * self.per_rank
         drawn = self.order.draw(first, self.per_rank)
-        if ahead := self.reader.shards.prefetched:
-            self.reader.shards.prefetch(
-                np.concatenate([drawn.indices, self.order.draw(first + ahead, self.per_rank).indices])
-            )
+        if ahead := self.shards.prefetched:
+            self.shards.prefetch(np.concatenate([drawn.indices, self.order.draw(first + ahead, self.per_rank).indices]))
         rows = [
             self._row(first + i, int(index), int(epoch))
             for i, (index, epoch) in enumerate(zip(drawn.indices, drawn.epochs, strict=True))
@@ -323,14 +304,25 @@ class _TrainBatches(Dataset[Batch]):
         yield from self.order.alternatives(position, _REPLACEMENT_DRAWS)
 
     def _made(self, index: int, epoch: int, bad: tuple[str, ...]) -> Row:
-        sample, pixels = self.reader.read(index)
+        sample = self.shards.read(index)
         seed = self.order.seed
         # Two streams: the augmentation is the same whichever captions are drawn.
         words = np.random.Generator(philox(seed, epoch, "caption", index))
         caption = draw_caption(sample, self.config.captions, words)
         rng = np.random.Generator(philox(seed, epoch, "sample", index))
-        image = train_image(pixels, self.preprocess, self.config.augment, rng, sample.modality, caption=caption)
-        return Row(image, caption, sample, index, bad)
+        image = train_view(
+            sample.image,
+            self.preprocess,
+            self.config.augment,
+            rng,
+            sample.modality,
+            caption=caption,
+            max_pixels=self.config.max_pixels,
+            scaled_decode=self.config.scaled_decode,
+            source=_source(self.shards, index, sample),
+        )
+        # The encoded image has done its work; a row that kept it would keep 100 kB until the batch is sent.
+        return Row(image, caption, replace(sample, image=b""), index, bad)
 
 
 class _EvalBatches(Dataset[Batch]):
@@ -343,7 +335,8 @@ class _EvalBatches(Dataset[Batch]):
         max_pixels: int,
         tokenize: Tokenize | None,
     ) -> None:
-        self.reader = _Reader(shards, max_pixels, None)
+        self.shards = shards
+        self.max_pixels = max_pixels
         self.indices = indices
         self.preprocess = preprocess
         self.batch_size = batch_size
@@ -352,17 +345,16 @@ class _EvalBatches(Dataset[Batch]):
     def __getitem__(self, position: int) -> Batch:
         rows: list[Row] = []
         for index in self.indices[position : position + self.batch_size]:
-            sample, pixels = self.reader.read(index)
-            rows.append(Row(eval_image(pixels, self.preprocess), sample.captions[0], sample, index))
+            sample = self.shards.read(index)
+            source = _source(self.shards, index, sample)
+            pixels = decode_image(sample.image, max_pixels=self.max_pixels, source=source)
+            image = eval_image(pixels, self.preprocess)
+            rows.append(Row(image, sample.captions[0], replace(sample, image=b""), index))
         return collate(rows, position, "caption", self.tokenize)
 
 
-def _smallest_decode(preprocess: Preprocess, augment: AugmentConfig) -> int:
-    """Short side that a decoded image needs so that its smallest, most stretched crop is not enlarged, in pixels."""
-    if not augment.enabled:
-        return preprocess.size
-    stretch = math.sqrt(max(augment.ratio[1], 1.0 / augment.ratio[0]))
-    return math.ceil(preprocess.size * stretch / math.sqrt(augment.scale[0]))
+def _source(shards: ShardSet, index: int, sample: Sample) -> str:
+    return f"{shards.tar(index)}: {sample.key}.{sample.image_suffix}"
 
 
 __all__ = ["MAX_LABELS", "Batch", "LoaderConfig", "TrainLoader", "eval_batches", "text_id"]
