@@ -28,5 +28,5 @@ def test_the_files_that_the_pages_name_exist() -> None:
             r"`((?:clip_med|tests|data_prep|zero_shot|slurm|configs)/[\w/]+\.(?:py|yaml))`", page.read_text()
         )
     }
-    assert len(named) > 20
+    assert len(named) >= 15
     assert [path for path in sorted(named) if not (DOCS.parent / path).is_file()] == []
