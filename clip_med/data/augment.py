@@ -206,7 +206,7 @@ def train_image(
     if not augment.enabled:
         return eval_image(image, preprocess)
     draws = rng.random(DRAWS)
-    top, left, height, width = crop_box(*image.shape[:2], preprocess, augment, draws)
+    top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocess, augment, draws)
     crop = image[top : top + height, left : left + width]
     return view_of_crop(crop, preprocess, augment, draws, modality, caption=caption)
 
@@ -327,7 +327,7 @@ def _jitter(
         return pixels  # each level would be rounded back to itself
     levels = _LEVELS**gamma
     values = pixels.numpy()
-    # Of whole numbers, and so exact; a float sum of torch's would depend on the number of threads, and so on the worker.
+    # A sum of whole numbers is exact; a float sum of torch's would depend on the number of threads, so on the worker.
     mean = (int(values.sum(dtype=np.uint64)) / values.size / 255.0) ** gamma
     levels = ((levels - mean) * contrast + mean) * brightness
     channels = pixels.shape[0]
@@ -340,11 +340,8 @@ def _jitter(
 
 def _looked_up(values: UInt8[np.ndarray, "..."], table: UInt8[np.ndarray, "256"]) -> UInt8[Tensor, "..."]:
     """`table[values]`; bytes.translate needs a quarter of the time, since it makes no 64-bit indices."""
-    # In the order in which the values lie in memory: channels come last after resizing.
-    last = values.ndim == 3 and not values.flags.c_contiguous
-    flat = np.ascontiguousarray(values.transpose(1, 2, 0) if last else values)
-    found = torch.frombuffer(bytearray(flat.tobytes().translate(table.tobytes())), dtype=torch.uint8).view(flat.shape)
-    return found.permute(2, 0, 1) if last else found
+    found = bytearray(values.tobytes().translate(table.tobytes()))
+    return torch.frombuffer(found, dtype=torch.uint8).view(values.shape)
 
 
 def _rotate(pixels: UInt8[Tensor, "C S S"], degrees: float, preprocess: Preprocess) -> UInt8[Tensor, "C S S"]:

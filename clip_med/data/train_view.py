@@ -65,11 +65,9 @@ def train_view(
 
 
 def crop_divisor(height: int, width: int, preprocess: Preprocess) -> int:
-    """The largest of 8, 4, 2 and 1 at which a crop of this size keeps `MARGIN` times the model's size."""
-    # "longest" fits the long side into the square and pads the short one.
-    side = max(height, width) if preprocess.resize_mode == "longest" else min(height, width)
+    """The largest of 8, 4, 2 and 1 at which both sides of a crop keep `MARGIN` times the model's."""
     needed = MARGIN * preprocess.size
-    return next((divisor for divisor in (8, 4, 2) if side >= divisor * needed), 1)
+    return next((divisor for divisor in (8, 4, 2) if min(height, width) >= divisor * needed), 1)
 
 
 __all__ = ["MARGIN", "crop_divisor", "train_view"]
