@@ -136,10 +136,14 @@ class DualEncoder(nn.Module):
         return own, _parameters(module, ("proj", "text_projection"))
 
     def train(self, mode: bool = True) -> DualEncoder:
-        """Set training mode; locked trunks stay in evaluation mode."""
+        """Set training mode; locked trunks stay in evaluation mode, but for modules all of whose parameters train."""
         super().train(mode)
         for module in self._locked:
             module.eval()
+            for part in module.modules():
+                own = list(part.parameters())
+                if own and all(parameter.requires_grad for parameter in own):
+                    part.train(mode)
         return self
 
 

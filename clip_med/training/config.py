@@ -21,6 +21,14 @@ class OptimConfig:
     """Multiplies the learning rate of the image tower."""
     text_lr_scale: NonNegativeFloat = 1.0
     """Multiplies the learning rate of the text tower."""
+    layer_decay: Fraction = 1.0
+    """Layer-wise decay: each block learns at this times the rate of the block above it, the embeddings slowest, the
+    projection head at the full rate. 1: all alike; 0.65 to 0.9 for pretrained transformers."""
+
+    def __post_init__(self) -> None:
+        """Refuse a decay that would leave all but the head without a learning rate."""
+        if not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay must lie above 0 and at most at 1, got {self.layer_decay}")
 
 
 @config
@@ -56,7 +64,11 @@ class TrainConfig:
     """Memory layout of convolutions; for convolutional image towers on CPUs and on GPUs with bf16."""
     lock_image: Literal["none", "trunk", "all"] = "none"
     lock_text: Literal["none", "trunk", "all"] = "none"
-    """trunk: the tower is frozen and its projection head trained; all: both frozen."""
+    """trunk: the tower is frozen and its projection head trained; all: both frozen (LiT: lock_image: all)."""
+    unlock_image: NonNegativeInt = 0
+    unlock_text: NonNegativeInt = 0
+    """Of a locked tower, so many layer groups from the top train all the same: 1 is the last block with what follows
+    it, the number of blocks plus one the whole trunk."""
     cache_text: bool = False
     """Compute the pooled features of a frozen text trunk once per caption instead of in every step."""
     log_every_steps: PositiveInt = 10
@@ -77,6 +89,14 @@ class TrainConfig:
             )
         if self.cache_text and self.lock_text == "none":
             raise ValueError("cache_text needs lock_text: trunk or all; the features of a trained tower change")
+        if self.cache_text and self.unlock_text:
+            raise ValueError(f"cache_text needs unlock_text: 0, got {self.unlock_text}; trained layers change features")
+        for tower, policy, groups in (
+            ("image", self.lock_image, self.unlock_image),
+            ("text", self.lock_text, self.unlock_text),
+        ):
+            if groups and policy == "none":
+                raise ValueError(f"unlock_{tower}: {groups} needs lock_{tower}: trunk or all; the tower is not locked")
 
     def total_steps(self, samples_per_epoch: int) -> int:
         """Whole batches in the run.

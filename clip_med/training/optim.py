@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.unlock import depth_multipliers, tower_of
 from clip_med.training.config import OptimConfig, ScheduleConfig
 
 # Parameters of two or more dimensions that are still no weight matrices; decaying them only pulls them to zero.
@@ -18,30 +19,31 @@ def parameter_groups(encoder: DualEncoder, config: OptimConfig) -> list[dict[str
     """AdamW groups; each trainable parameter is in exactly one, frozen ones in none.
 
     A group has `name` ("image decay", "text no decay", ...), `params`, `weight_decay`, `lr` and `lr_scale`, which
-    `set_learning_rate` multiplies with the schedule. Scale and bias train at the plain learning rate.
+    `set_learning_rate` multiplies with the schedule. Scale and bias train at the plain learning rate. With
+    `layer_decay` below 1 there is a group for each multiplier, named after it: "image x0.5625 decay".
 
     Raises:
         ValueError: nothing is trainable.
     """
-    grouped: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    multipliers = {} if config.layer_decay == 1.0 else depth_multipliers(encoder, config.layer_decay)
+    grouped: dict[tuple[str, float, bool], list[nn.Parameter]] = {}
     for name, parameter in encoder.clip.named_parameters():
         if not parameter.requires_grad:
             continue
-        tower = "scale" if name in ("logit_scale", "logit_bias") else "image" if name.startswith("visual.") else "text"
         decays = parameter.ndim >= 2 and not any(part in name for part in _UNDECAYED)
-        grouped.setdefault((tower, decays), []).append(parameter)
+        grouped.setdefault((tower_of(name), multipliers.get(name, 1.0), decays), []).append(parameter)
     if not grouped:
         raise ValueError("nothing is trainable: both towers are locked and the logit scale is frozen")
     scales = {"image": config.image_lr_scale, "text": config.text_lr_scale, "scale": 1.0}
     return [
         {
-            "name": f"{tower} {'decay' if decays else 'no decay'}",
+            "name": f"{tower} {'' if multiplier == 1.0 else f'x{multiplier:.4g} '}{'decay' if decays else 'no decay'}",
             "params": parameters,
             "weight_decay": config.weight_decay if decays else 0.0,
-            "lr": config.lr * scales[tower],
-            "lr_scale": scales[tower],
+            "lr": config.lr * scales[tower] * multiplier,
+            "lr_scale": scales[tower] * multiplier,
         }
-        for (tower, decays), parameters in sorted(grouped.items())
+        for (tower, multiplier, decays), parameters in sorted(grouped.items())
     ]
 
 

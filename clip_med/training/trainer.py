@@ -21,6 +21,7 @@ from clip_med.data.loader import TrainLoader
 from clip_med.distributed import gather_objects, rank, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.unlock import freeze
 from clip_med.training.checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint, write_latest
 from clip_med.training.config import TrainConfig
 from clip_med.training.metrics_log import MetricsLog
@@ -108,7 +109,13 @@ def train(
             the last checkpoint stands.
         CheckpointError: no checkpoint of the run is intact, or it is of another model.
     """
-    encoder.lock(image=config.lock_image, text=config.lock_text)
+    freeze(
+        encoder,
+        image=config.lock_image,
+        text=config.lock_text,
+        unlock_image=config.unlock_image,
+        unlock_text=config.unlock_text,
+    )
     encoder.train()
     optimizer = build_optimizer(encoder, config.optim)
     first = step = _resume(encoder, loader, optimizer, run, allow_data_change=allow_data_change)

@@ -9,7 +9,7 @@ import pytest
 from clip_med.models.config import ViTModel
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
-from clip_med.training.config import OptimConfig, ScheduleConfig
+from clip_med.training.config import OptimConfig, ScheduleConfig, TrainConfig
 from clip_med.training.optim import build_optimizer, learning_rate, parameter_groups, set_learning_rate
 
 
@@ -70,3 +70,27 @@ def test_schedule_against_the_formula() -> None:
     assert learning_rate(0, 10, optim, ScheduleConfig()) == 2.0
     with pytest.raises(ValueError, match="warmup_samples 100 must be below"):
         learning_rate(0, 100, optim, schedule)
+
+
+def test_layer_decay_gives_each_depth_its_rate(encoder: DualEncoder) -> None:
+    encoder.lock()
+    optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3, layer_decay=0.5, text_lr_scale=0.1))
+    names = {id(p): name for name, p in encoder.clip.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates.keys() == set(names.values())
+    # One block in each tower.
+    expected = {"visual.proj": 1e-3, "visual.ln_post.weight": 5e-4, "visual.class_embedding": 2.5e-4}
+    expected |= {"text_projection": 1e-4, "ln_final.weight": 5e-5, "transformer.resblocks.0.ln_1.bias": 5e-5}
+    expected |= {"token_embedding.weight": 2.5e-5, "logit_scale": 1e-3}
+    assert {name: rates[name] for name in expected} == pytest.approx(expected)
+    set_learning_rate(optimizer, 2e-3)
+    assert {g["name"]: g["lr"] for g in optimizer.param_groups}["image x0.25 decay"] == pytest.approx(5e-4)
+    with pytest.raises(ValueError, match="layer_decay must lie above 0"):
+        OptimConfig(layer_decay=0.0)
+
+
+def test_unlocked_layers_need_a_locked_tower() -> None:
+    with pytest.raises(ValueError, match="unlock_image: 2 needs lock_image: trunk or all"):
+        TrainConfig(samples=8, unlock_image=2)
+    with pytest.raises(ValueError, match="cache_text needs unlock_text: 0, got 1"):
+        TrainConfig(samples=8, lock_text="trunk", unlock_text=1, cache_text=True)
