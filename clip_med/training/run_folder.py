@@ -32,6 +32,9 @@ _PACKAGES: Final = (
     "simplejpeg",
 )
 
+# What the batch system looks for when a run has ended: exit code 0 alone does not say that work is left.
+REQUEUE: Final = "requeue.json"
+
 # Settings that change neither weights nor the sequence of samples: they may differ when a run is continued.
 _FREE: Final = frozenset(
     {
@@ -52,7 +55,8 @@ class RunFolder:
     """A run's directory, locked while open so that two processes cannot write one run.
 
     Opened by every rank; only rank 0 writes. Holds `config.yaml` (resolved), `environment.json` (one entry for each
-    start), `metrics.jsonl`, `checkpoints/step_N/` and `latest.json`.
+    start), `metrics.jsonl`, `checkpoints/step_N/` and `latest.json`; and `requeue.json` while the run waits to be
+    started again.
 
     Args:
         path: created if needed.
@@ -93,6 +97,7 @@ class RunFolder:
         try:
             self._clear_leftovers()
             self._check_config()
+            (self.path / REQUEUE).unlink(missing_ok=True)
             self._record_start()
         except BaseException:
             self._lock.close()
@@ -109,6 +114,12 @@ class RunFolder:
         """Keep this start's configuration: it continues what is in the folder, or begins it."""
         if self.writes:
             write_atomically(self.path / "config.yaml", dump_yaml(self.config))
+
+    def ask_for_requeue(self, *, step: int, samples: int, reason: str) -> None:
+        """Leave word that the run is saved and unfinished, and wants to be started again; the next start removes it."""
+        if self.writes:
+            document = {"step": step, "samples": samples, "reason": reason}
+            write_atomically(self.path / REQUEUE, json.dumps(document) + "\n")
 
     def _clear_leftovers(self) -> None:
         """Remove what writes that were killed left behind; nobody else writes here, for the lock is ours."""
@@ -195,4 +206,4 @@ def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-__all__ = ["RunFolder", "environment"]
+__all__ = ["REQUEUE", "RunFolder", "environment"]

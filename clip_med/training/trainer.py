@@ -157,6 +157,8 @@ def train(
                 if last or evaluate or _due(step, config.save_every_samples, config.batch_size):
                     _log_mix(loader, metrics, step, config.batch_size)
                     _save(encoder, optimizer, loader, run, config, step, finished=step == total_steps)
+        if stopped not in (None, "SIGINT") and step < total_steps:
+            run.ask_for_requeue(step=step, samples=step * config.batch_size, reason=str(stopped))
     return TrainSummary(
         step=step,
         samples=step * config.batch_size,
