@@ -1,58 +1,100 @@
-"""Any table of image paths with captions or labels into a shard set per split, with every rejected row listed."""
+"""Tables of image paths with captions or labels: a source of shards."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
-from clip_med.config import config_hash, to_plain
-from clip_med.data.sample import keyed_hash
-from clip_med.data.shard_index import write_atomically
-from clip_med.data.shard_writer import ShardWriter
-from clip_med.data.shards import ShardSet
-from data_prep.captions import TEMPLATES, read_templates
-from data_prep.claim import claim_folder
-from data_prep.secret_file import read_secret
-from data_prep.table_images import ImageReader
-from data_prep.table_rows import Census, Rejection, RowPlan, TableConfig, Task, take_census
-
-SETTINGS_FILE: Final = "table.json"
-REJECTED_FILE: Final = "rejected.jsonl"
-# Changes with every change of the bytes that a table gives, so that no folder mixes both.
-VERSION: Final = 1
+from clip_med.config import config, nearest
+from data_prep.files import read_inside
+from data_prep.manifest import COLUMN_NAMES, SEVERAL, Row, read_rows
+from data_prep.pixels import clean_image
+from data_prep.record import Record, Rejection, ShardSettings, Task
+from data_prep.writing import RejectedRowError, WriteReport, source_to_shards
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableReport:
-    """What became of the rows; `rows == sum(written.values()) + rejected`, always.
+@config
+class TableConfig(ShardSettings):
+    """How a table becomes shards."""
 
-    Attributes:
-        written: samples per split, those kept from an earlier run included.
-        reasons: rejected rows per reason.
-        kept_splits: were complete before this run and are as they were.
-        groups_in_several_splits: according to the table; a leak between training and test.
-        unknown_modality: rows whose modality neither the table nor the settings say.
-        secret: the file with the key of the hashes.
-    """
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Field (path, caption, label, modality, dataset, split, group, licence, view, study) to column; caption and
+    label may have several. Columns with usual names are found without."""
+    label_separator: str = "|"
 
-    rows: int
-    written: dict[str, int]
-    rejected: int
-    reasons: dict[str, int]
-    kept_splits: tuple[str, ...]
-    groups_in_several_splits: int
-    unknown_modality: int
-    secret: Path
+    def __post_init__(self) -> None:
+        """Refuse what would fail at the first row."""
+        super().__post_init__()
+        if not self.label_separator:
+            raise ValueError("label_separator must not be empty")
+        for name, chosen in self.columns.items():
+            if name not in COLUMN_NAMES:
+                raise ValueError(f"columns: unknown field {name!r}; {nearest(name, COLUMN_NAMES)}")
+            if len(chosen) != 1 and (name not in SEVERAL or not chosen):
+                raise ValueError(f"columns: {name} must have one column, got {len(chosen)}")
 
 
-class RejectedRowError(ValueError):
-    """With `strict`: rows that would have been rejected, or groups that several splits share."""
+@dataclass(frozen=True)
+class TableSource:
+    """The rows of one table, with images below one folder."""
+
+    manifest: Path
+    images_root: Path
+    settings: TableConfig
+    kind: str = "table"
+    name: str = "table"
+    cheap: bool = True
+
+    def digest(self) -> str:
+        """Of the bytes of the table."""
+        with self.manifest.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def records(self) -> Iterator[Record | Rejection]:
+        """A record per row that names an image below the folder."""
+        root = os.path.abspath(self.images_root)
+        for row in read_rows(self.manifest, self.settings.columns, self.settings.label_separator):
+            relative = os.path.relpath(os.path.join(root, row.path), root)
+            refused = _refused(row, relative)
+            if refused is not None:
+                yield Rejection(row=row.number, path=row.path, reason=refused[0], detail=refused[1])
+                continue
+            yield Record(
+                row=row.number,
+                path=row.path,
+                where={"relative": relative},
+                identity=relative,
+                captions=row.captions,
+                caption_kinds=row.caption_kinds,
+                labels=row.labels,
+                modality=row.values["modality"],
+                dataset=row.values["dataset"],
+                group=row.values["group"],
+                split=row.values["split"],
+                view=row.values["view"],
+                study=row.values["study"],
+                licence=row.values["licence"],
+            )
+
+    def open_image(self, task: Task) -> tuple[bytes, str]:
+        """The image file of a row."""
+        relative = str(task.where["relative"])
+        data = read_inside(self.images_root, relative, named="images-root")
+        return clean_image(data, source=relative, max_side=self.settings.max_side)
+
+
+def _refused(row: Row, relative: str) -> tuple[str, str] | None:
+    """Reason and detail of a rejection."""
+    if row.fault:
+        return "malformed row", row.fault
+    if not row.path:
+        return "no path", ""
+    if relative == ".." or relative.startswith("../"):
+        return "outside images-root", ""
+    return None
 
 
 def table_to_shards(
@@ -65,202 +107,23 @@ def table_to_shards(
     workers: int = 0,
     strict: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
-) -> TableReport:
-    """Write `out/SPLIT/` for every split of a table, and `out/rejected.jsonl` with the rows that are in none.
-
-    Rows keep the order of the table. Interrupting and repeating is safe: splits that are complete stay as they are,
-    the others are written anew, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
-    must not lie inside `out`: who has it can try which patient stands behind a hash.
-
-    Args:
-        secret_file: created with random content if absent; default: beside `out`, with `.secret` added to its name.
-        workers: processes that read and check images; 0 uses this one. The bytes are the same.
-        strict: look at every image before anything is written, and refuse if a row would be rejected.
-        on_progress: called with images done and images in all.
+) -> WriteReport:
+    """Write the shards of a table; see `source_to_shards`.
 
     Raises:
-        ValueError: settings, columns or folders that do not fit; `out` holds another table's shards.
-        RejectedRowError: see `strict`; `out/rejected.jsonl` is written all the same.
-        OSError: a file or folder that cannot be read or written (a single image only costs its row).
+        ValueError: no such folder of images, or columns that do not fit.
+        RejectedRowError: with `strict`, rows that cannot be used.
     """
     if not images_root.is_dir():
         raise ValueError(f"--images-root {images_root}: no such folder")
-    secret_file = secret_file or out.with_name(out.name + ".secret")
-    templates = read_templates(settings.templates or TEMPLATES)
-    # Digest first: a table that does not exist must not leave a secret and a folder behind.
-    with manifest.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    secret = read_secret(secret_file, out=out)
-    plan = RowPlan(manifest, images_root, settings, secret, templates)
-    census = take_census(plan)
-    _claim(out, digest, settings, templates, secret)
-    progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
-    kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
-    rejections = census.rejections + [rejection for rejection in _read_rejections(out) if rejection.split in kept]
-    with ImageReader(images_root, max_side=settings.max_side, workers=workers) as reader:
-        if strict:
-            _refuse_if_any(manifest, out, plan, census, kept, rejections, reader, progress)
-        for split, rows in census.split_rows.items():
-            if split in kept:
-                progress.add(rows)
-                continue
-            lost = _write_split(out, split, plan, census, reader, settings.samples_per_shard, rejections, progress)
-            if strict and lost:
-                raise RejectedRowError(f"{manifest}: an image changed meanwhile: {lost[0].sentence()}")
-            rejections += lost
-    _write_rejections(out, rejections)
-    return _report(out, census, rejections, kept, secret_file)
-
-
-def _refuse_if_any(
-    manifest: Path,
-    out: Path,
-    plan: RowPlan,
-    census: Census,
-    kept: tuple[str, ...],
-    known: list[Rejection],
-    reader: ImageReader,
-    progress: _Progress,
-) -> None:
-    rejections = list(known)
-    progress.add(sum(census.split_rows[split] for split in kept))
-    tasks = (task for task in plan if isinstance(task, Task) and task.split not in kept)
-    for result in reader.read(tasks):
-        if isinstance(result, Rejection):
-            rejections.append(result)
-        progress.add(1)
-    if rejections:
-        _write_rejections(out, rejections)
-        rejections.sort(key=lambda rejection: rejection.row)
-        raise RejectedRowError(
-            f"{manifest}: {len(rejections)} of {census.rows} rows cannot be used (--strict); they are listed in "
-            f"{out / REJECTED_FILE}; the first: {rejections[0].sentence()}"
-        )
-    if census.divided:
-        raise RejectedRowError(
-            f"{manifest}: {census.divided} group(s) are in several splits (--strict); the first is divided in row "
-            f"{census.first_divided_row}"
-        )
-
-
-def _write_split(
-    out: Path,
-    split: str,
-    plan: RowPlan,
-    census: Census,
-    reader: ImageReader,
-    samples_per_shard: int,
-    earlier: list[Rejection],
-    progress: _Progress,
-) -> list[Rejection]:
-    """Write one split and return the rows that its images cost; without a single good image nothing is committed."""
-    rejections: list[Rejection] = []
-    sources = {
-        dataset: {"licence": "; ".join(sorted(found)) or "not stated"}
-        for dataset, found in sorted(census.licences[split].items())
-    }
-    written = 0
-    with _uncommitted_if_empty(out / split, samples_per_shard, sources) as writer:
-        for result in reader.read(plan.of_split(split)):
-            if isinstance(result, Rejection):
-                rejections.append(result)
-            else:
-                writer.add(result)
-                written += 1
-            progress.add(1)
-        # Before the commit marker: the list of a split that is complete is complete too.
-        _write_rejections(out, [*earlier, *rejections])
-        if not written:
-            raise _NothingWrittenError
-    return rejections
-
-
-class _NothingWrittenError(Exception):
-    """Every image of a split was rejected."""
-
-
-@contextlib.contextmanager
-def _uncommitted_if_empty(
-    directory: Path, samples_per_shard: int, sources: Mapping[str, Mapping[str, str]]
-) -> Iterator[ShardWriter]:
-    try:
-        with ShardWriter(directory, samples_per_shard=samples_per_shard, sources=sources) as writer:
-            yield writer
-    except _NothingWrittenError:
-        with contextlib.suppress(OSError):  # somebody else's files are in it
-            directory.rmdir()
-
-
-def _claim(
-    out: Path, digest: str, settings: TableConfig, templates: Mapping[str, tuple[str, ...]], secret: bytes
-) -> None:
-    """Mark `out` as the place of this table with these settings, or refuse if it is another's."""
-    ours = {
-        "version": VERSION,
-        "manifest_sha256": digest,
-        **to_plain(settings),
-        "templates": config_hash(templates),
-        "secret": keyed_hash(secret, "check"),
-    }
-    claim_folder(out, SETTINGS_FILE, json.loads(json.dumps(ours)))
-
-
-def _report(
-    out: Path, census: Census, rejections: list[Rejection], kept: tuple[str, ...], secret_file: Path
-) -> TableReport:
-    """Count what is on disk against what was read.
-
-    Raises:
-        ValueError: a split from an earlier run does not add up.
-    """
-    written: dict[str, int] = {}
-    lost = Counter(rejection.split for rejection in rejections)
-    for split, rows in census.split_rows.items():
-        directory = out / split
-        written[split] = len(ShardSet.open(directory)) if (directory / "dataset.json").exists() else 0
-        if written[split] + lost[split] != rows:
-            raise ValueError(
-                f"{directory}: holds {written[split]} samples, {out / REJECTED_FILE} lists {lost[split]} of its rows, "
-                f"and the table has {rows}: remove {directory} and repeat"
-            )
-    report = TableReport(
-        rows=census.rows,
-        written=written,
-        rejected=len(rejections),
-        reasons=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
-        kept_splits=kept,
-        groups_in_several_splits=census.divided,
-        unknown_modality=census.unknown_modality,
-        secret=secret_file,
+    return source_to_shards(
+        TableSource(manifest, images_root, settings),
+        out,
+        secret_file=secret_file,
+        workers=workers,
+        strict=strict,
+        on_progress=on_progress,
     )
-    assert report.rows == sum(written.values()) + report.rejected, "a row was neither written nor rejected"
-    return report
 
 
-def _write_rejections(out: Path, rejections: list[Rejection]) -> None:
-    lines = [vars(rejection) for rejection in sorted(rejections, key=lambda rejection: rejection.row)]
-    write_atomically(out / REJECTED_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _read_rejections(out: Path) -> list[Rejection]:
-    file = out / REJECTED_FILE
-    if not file.exists():
-        return []
-    # Not str.splitlines, which also cuts at the odd line breaks that a path may hold.
-    with file.open(encoding="utf-8") as lines:
-        return [Rejection(**json.loads(line)) for line in lines]
-
-
-class _Progress:
-    """Counts images and passes the count on."""
-
-    def __init__(self, on_progress: Callable[[int, int], None] | None, total: int) -> None:
-        self._on_progress, self._total, self._done = on_progress, total, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._on_progress is not None:
-            self._on_progress(self._done, self._total)
-
-
-__all__ = ["RejectedRowError", "Rejection", "TableConfig", "TableReport", "table_to_shards"]
+__all__ = ["RejectedRowError", "TableConfig", "TableSource", "table_to_shards"]

@@ -27,7 +27,8 @@ from PIL import Image
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
-from data_prep.table import RejectedRowError, TableConfig, TableReport, table_to_shards
+from data_prep.table import RejectedRowError, TableConfig, table_to_shards
+from data_prep.writing import WriteReport
 
 COLUMNS = (
     "path",
@@ -105,7 +106,7 @@ def rejected(out: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in lines]
 
 
-def check_sum(report: TableReport, out: Path) -> None:
+def check_sum(report: WriteReport, out: Path) -> None:
     """Rows read are rows in shards and rows listed: counted from the files, not from the report."""
     in_shards = {s.parent.name: len(ShardSet.open(s.parent)) for s in out.glob("*/dataset.json")}
     assert in_shards == {split: count for split, count in report.written.items() if count}
@@ -382,7 +383,7 @@ def test_other_settings_table_or_secret_are_refused_by_name(tmp_path: Path, imag
     with pytest.raises(ValueError, match=r"\(secret differ\)"):
         table_to_shards(manifest, images, out, TableConfig(), secret_file=tmp_path / "new")
     write_csv(manifest, [good_row(i) for i in range(4)])
-    with pytest.raises(ValueError, match=r"\(manifest_sha256 differ\)"):
+    with pytest.raises(ValueError, match=r"\(source_sha256 differ\)"):
         table_to_shards(manifest, images, out, TableConfig(), secret_file=secret)
     assert digests(out) == before
     with pytest.raises(ValueError, match="is not empty"):
@@ -412,7 +413,7 @@ def test_repeating_keeps_what_is_complete_and_its_rejected_rows(tmp_path: Path, 
     check_sum(third, out)
     assert {**digests(out), "train": ""} == {**before, "train": ""}
     (out / "rejected.jsonl").unlink()
-    with pytest.raises(ValueError, match=r"test: holds 3 samples, .* lists 0 .* the table has 4: remove"):
+    with pytest.raises(ValueError, match=r"test: holds 3 samples, .* lists 0 .* the source has 4: remove"):
         table_to_shards(manifest, images, out, TableConfig())
 
 

@@ -1,4 +1,4 @@
-"""Opening the images of a table's rows: in this process or in several, always in the order of the rows."""
+"""Opening the images of tasks: in this process or in several, always in the order of the tasks."""
 
 from __future__ import annotations
 
@@ -11,31 +11,27 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from pathlib import Path
 from types import TracebackType
 from typing import Final
 
 from clip_med.data.images import ImageError
 from clip_med.data.sample import Sample
-from data_prep.pixels import clean_image
-from data_prep.table_rows import Rejection, Task
+from data_prep.record import RejectedImageError, Rejection, Source, Task
 
-# Rows that travel to a process together, and how many such parcels wait per process: memory stays bounded.
+# Tasks that travel to a process together, and how many such parcels wait per process: memory stays bounded.
 _PARCEL: Final = 16
 _WAITING: Final = 4
 
 
-class ImageReader:
+class Opener:
     """Turns tasks into samples or rejections; a context manager that owns its processes.
 
     Args:
         workers: processes; 0 works in this one. The results are the same.
-        max_side: scale larger images down to this.
     """
 
-    def __init__(self, images_root: Path, *, max_side: int | None, workers: int) -> None:
-        self._root = os.path.abspath(images_root)
-        self._max_side = max_side
+    def __init__(self, source: Source, *, workers: int) -> None:
+        self._source = source
         self._workers = workers
         self._pool = (
             ProcessPoolExecutor(
@@ -48,7 +44,7 @@ class ImageReader:
             else None
         )
 
-    def __enter__(self) -> ImageReader:
+    def __enter__(self) -> Opener:
         return self
 
     def __exit__(
@@ -57,7 +53,7 @@ class ImageReader:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
-    def read(self, tasks: Iterable[Task]) -> Iterator[Sample | Rejection]:
+    def open(self, tasks: Iterable[Task]) -> Iterator[Sample | Rejection]:
         """One result per task, in order.
 
         Raises:
@@ -65,13 +61,13 @@ class ImageReader:
         """
         if self._pool is None:
             for task in tasks:
-                yield build_sample(task, self._root, self._max_side)
+                yield open_task(self._source, task)
             return
         rest = iter(tasks)
         waiting: deque[Future[list[Sample | Rejection]]] = deque()
         try:
             while parcel := list(islice(rest, _PARCEL)):
-                waiting.append(self._pool.submit(_build_parcel, parcel, self._root, self._max_side))
+                waiting.append(self._pool.submit(_open_parcel, self._source, parcel))
                 if len(waiting) >= _WAITING * self._workers:
                     yield from waiting.popleft().result()
             while waiting:
@@ -80,43 +76,21 @@ class ImageReader:
             raise OSError("a process that reads images was ended (out of memory?); try fewer --workers") from error
 
 
-def build_sample(task: Task, root: str, max_side: int | None) -> Sample | Rejection:
+def open_task(source: Source, task: Task) -> Sample | Rejection:
     """Read, check and clean one image."""
-
-    def rejected(reason: str, detail: str = "") -> Rejection:
-        return Rejection(row=task.row, path=task.relative, reason=reason, detail=detail, split=task.split)
-
-    file = os.path.join(root, task.relative)
     try:
-        if not os.path.isfile(file):
-            return rejected("missing file")
-        real, real_root = os.path.realpath(file), os.path.realpath(root)
-        if os.path.commonpath((real, real_root)) != real_root:
-            return rejected("outside images-root", "through a symbolic link")
-        data = Path(file).read_bytes()
-        image, suffix = clean_image(data, source=task.relative, max_side=max_side)
+        image, suffix = source.open_image(task)
+    except RejectedImageError as error:
+        return task.rejected(error.reason, error.detail)
     except ImageError as error:
-        return rejected("undecodable image", str(error))
+        return task.rejected("undecodable image", str(error))
     except OSError as error:
-        return rejected("unreadable file", error.strerror or type(error).__name__)
-    return Sample(
-        key=task.key,
-        image=image,
-        image_suffix=suffix,
-        captions=task.captions,
-        caption_kinds=task.caption_kinds,
-        labels=task.labels,
-        modality=task.modality,
-        dataset=task.dataset,
-        group=task.group,
-        split=task.split,
-        view=task.view,
-        study=task.study,
-    )
+        return task.rejected("unreadable file", error.strerror or type(error).__name__)
+    return task.sample(image, suffix)
 
 
-def _build_parcel(tasks: list[Task], root: str, max_side: int | None) -> list[Sample | Rejection]:
-    return [build_sample(task, root, max_side) for task in tasks]
+def _open_parcel(source: Source, parcel: list[Task]) -> list[Sample | Rejection]:
+    return [open_task(source, task) for task in parcel]
 
 
 def _end_with_parent() -> None:
@@ -132,4 +106,4 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-__all__ = ["ImageReader", "build_sample"]
+__all__ = ["Opener", "open_task"]

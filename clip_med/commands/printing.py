@@ -1,0 +1,33 @@
+"""Results of a command as text, or as one JSON object with `--json`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+# Lines of a list that a terminal can bear.
+_LISTED = 20
+
+
+def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Print names with their values; mappings of counts and long lists get lines of their own."""
+    if arguments.json:
+        print(json.dumps(values, ensure_ascii=False))
+        return
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, number in value.items():
+                print(f"  {number:>9,}  {key}")
+        elif isinstance(value, list):
+            print(f"{name}: {len(value)}")
+            for item in value[:_LISTED]:
+                print(f"  {item}")
+            if len(value) > _LISTED:
+                print(f"  ... and {len(value) - _LISTED} more; all of them with --json")
+        else:
+            print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
+
+
+__all__ = ["print_values"]

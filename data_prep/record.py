@@ -1,0 +1,348 @@
+"""What a source says of each sample before its pixels are opened, and what becomes of it: a task or a rejection."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from clip_med.config import PositiveInt, config
+from clip_med.data.sample import Sample, keyed_hash
+from data_prep.captions import captions_for
+
+SPLIT_NAMES: Final = ("train", "val", "test")
+# A split becomes a folder; more of them than this is a column of something else.
+MAX_SPLITS: Final = 20
+_SPLIT: Final = re.compile(r"\w[\w+-]{0,63}")
+
+
+@config
+class ShardSettings:
+    """What every source can be told about the shards that it becomes."""
+
+    modality: str | None = None
+    dataset: str | None = None
+    split: str | None = None
+    """For every sample, whatever the source says."""
+    fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
+    """Shares of train, val and test among the groups for which the source names no split; a group is never divided."""
+    templates: Path | None = None
+    """Caption templates for samples with a label only; None: those of the package."""
+    max_side: PositiveInt | None = None
+    """Scale larger images down to this, in pixels."""
+    samples_per_shard: PositiveInt = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail at the first sample."""
+        if min(self.fractions) < 0 or abs(sum(self.fractions) - 1) > 1e-6:
+            raise ValueError(f"fractions must be three numbers from 0 that sum to 1, got {self.fractions}")
+        if self.split is not None and not _SPLIT.fullmatch(self.split):
+            raise ValueError(f"split {self.split!r} cannot be the name of a folder (letters, digits, _, + and -)")
+        for name in ("modality", "dataset"):
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise ValueError(f"{name} must not be empty")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One sample as its source names it, still with identifiers; absent texts are empty.
+
+    Attributes:
+        row: counts from 1 in the order of the source.
+        path: where a person finds it again; stands in `rejected.jsonl`, never in a shard.
+        identity: unique within the dataset; hashed to the key.
+        group: patient or case; empty: the sample is a group of its own.
+        captions: empty: written from the labels by templates.
+        where: what `open_image` of the source needs beside the path (a frame, a slice, a place in an array).
+    """
+
+    row: int
+    path: str
+    identity: str
+    captions: tuple[str, ...] = ()
+    caption_kinds: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+    modality: str = ""
+    dataset: str = ""
+    group: str = ""
+    split: str = ""
+    view: str = ""
+    study: str = ""
+    licence: str = ""
+    spacing_mm: tuple[float, ...] | None = None
+    provenance: Mapping[str, str] | None = None
+    where: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """A record that is in no shard: `reason` is a fixed word, `detail` the rest; `split` where its image was opened."""
+
+    row: int
+    path: str
+    reason: str
+    detail: str = ""
+    split: str | None = None
+
+    def sentence(self) -> str:
+        """For error messages."""
+        return f"row {self.row}: {self.path}: {self.reason}{f' ({self.detail})' if self.detail else ''}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A record whose image is still to be opened; identifiers are hashed, `path` and `where` are for the source."""
+
+    row: int
+    path: str
+    where: Mapping[str, str | int]
+    key: str
+    captions: tuple[str, ...]
+    caption_kinds: tuple[str, ...]
+    labels: tuple[str, ...]
+    modality: str
+    dataset: str
+    group: str
+    split: str
+    view: str | None
+    study: str | None
+    licence: str
+    spacing_mm: tuple[float, ...] | None
+    provenance: Mapping[str, str] | None
+
+    def sample(self, image: bytes, suffix: str) -> Sample:
+        """The sample with its image; everything else is as planned."""
+        return Sample(
+            key=self.key,
+            image=image,
+            image_suffix=suffix,
+            captions=self.captions,
+            caption_kinds=self.caption_kinds,
+            labels=self.labels,
+            modality=self.modality,
+            dataset=self.dataset,
+            group=self.group,
+            split=self.split,
+            spacing_mm=self.spacing_mm,
+            view=self.view,
+            study=self.study,
+            provenance=self.provenance,
+        )
+
+    def rejected(self, reason: str, detail: str = "") -> Rejection:
+        """Its image cannot be used."""
+        return Rejection(row=self.row, path=self.path, reason=reason, detail=detail, split=self.split)
+
+
+class Source(Protocol):
+    """A place that samples come from; a picklable value, since worker processes get a copy.
+
+    Attributes:
+        kind: names the settings file in the output (`table` gives `table.json`).
+        name: the dataset of records that name none, and the source in messages.
+        settings: how records become shards.
+        cheap: listing the records may be repeated for every split; else the list is kept in a temporary file.
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def settings(self) -> ShardSettings: ...
+    @property
+    def cheap(self) -> bool: ...
+
+    def digest(self) -> str:
+        """Changes when the source changes: what lies under one output must come from one source."""
+        ...
+
+    def records(self) -> Iterator[Record | Rejection]:
+        """Every record in a fixed order, or why it is none."""
+        ...
+
+    def open_image(self, task: Task) -> tuple[bytes, str]:
+        """The image of a task as bytes and suffix ("jpg" or "png"), without metadata.
+
+        Raises:
+            RejectedImageError: with a fixed reason, and details.
+            ImageError: the image does not decode.
+            OSError: the file cannot be read.
+        """
+        ...
+
+
+class RejectedImageError(ValueError):
+    """An image that a source cannot use: a fixed reason and details."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+class Plan:
+    """Every task or rejection of a source under one secret: a pure function of both, without a look at any image.
+
+    Iterating lists the source from its start, one record in memory at a time (and a hash per record).
+    """
+
+    def __init__(self, source: Source, secret: bytes, templates: Mapping[str, tuple[str, ...]]) -> None:
+        self._source = source
+        self._settings = source.settings
+        self._secret = secret
+        self._templates = templates
+        self._rendered: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
+
+    def __iter__(self) -> Iterator[Task | Rejection]:
+        seen: set[int] = set()
+        for record in self._source.records():
+            if isinstance(record, Rejection):
+                yield record
+                continue
+            dataset = self._settings.dataset or record.dataset or self._source.name
+            key = keyed_hash(self._secret, "key", dataset, record.identity)
+            refused = _refused(record)
+            if refused is None and int(key, 16) in seen:
+                refused = ("duplicate", "the same dataset and path in an earlier row")
+            if refused is not None:
+                yield Rejection(row=record.row, path=record.path, reason=refused[0], detail=refused[1])
+                continue
+            seen.add(int(key, 16))
+            yield self._task(record, dataset, key)
+
+    def _task(self, record: Record, dataset: str, key: str) -> Task:
+        settings = self._settings
+        modality = settings.modality or record.modality or "unknown"
+        group = keyed_hash(self._secret, "group", dataset, record.group or record.identity)
+        captions = record.captions or self._captions(record.labels, modality)
+        return Task(
+            row=record.row,
+            path=record.path,
+            where=record.where,
+            key=key,
+            captions=captions,
+            caption_kinds=record.caption_kinds if record.captions else ("label",) * len(captions),
+            labels=record.labels,
+            modality=modality,
+            dataset=dataset,
+            group=group,
+            split=settings.split or record.split or self._drawn_split(group),
+            view=record.view or None,
+            # A study number leads to a patient as surely as a patient number.
+            study=keyed_hash(self._secret, "study", dataset, record.study) if record.study else None,
+            licence=record.licence,
+            spacing_mm=record.spacing_mm,
+            provenance=record.provenance,
+        )
+
+    def _captions(self, labels: tuple[str, ...], modality: str) -> tuple[str, ...]:
+        if (labels, modality) not in self._rendered:
+            self._rendered[labels, modality] = captions_for(labels, modality, self._templates)
+        return self._rendered[labels, modality]
+
+    def _drawn_split(self, group: str) -> str:
+        """A split that depends on the group alone, so that more images of a patient join those that are there."""
+        place = int(keyed_hash(self._secret, "split", group, length=12), 16) / 16**12
+        train, val, _ = self._settings.fractions
+        return SPLIT_NAMES[0] if place < train else SPLIT_NAMES[1] if place < train + val else SPLIT_NAMES[2]
+
+
+class StoredPlan:
+    """A plan that is listed once and kept in a temporary file without a name: for sources that are slow to list."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # closed with the object
+        for item in plan:
+            self._file.write(json.dumps([type(item) is Task, asdict(item)], ensure_ascii=False) + "\n")
+
+    def __iter__(self) -> Iterator[Task | Rejection]:
+        self._file.seek(0)
+        for line in self._file:
+            is_task, fields = json.loads(line)
+            yield _task_of(fields) if is_task else Rejection(**fields)
+
+    def close(self) -> None:
+        """Removes the file."""
+        self._file.close()
+
+
+def _task_of(fields: dict[str, Any]) -> Task:
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
+    return Task(**{**fields, **lists})
+
+
+def _refused(record: Record) -> tuple[str, str] | None:
+    """Reason and detail of a rejection."""
+    if not record.captions and not record.labels:
+        return "no text", "neither caption nor label"
+    if record.split and not _SPLIT.fullmatch(record.split):
+        return "bad split", f"{record.split!r} cannot be the name of a folder (letters, digits, _, + and -)"
+    return None
+
+
+@dataclass
+class Census:
+    """What a pass over the plan found: everything but the images.
+
+    Attributes:
+        rows: records read.
+        rejections: of records, by the source alone.
+        split_rows: records per split whose images are to be opened.
+        licences: per split and dataset.
+        divided: groups that occur in several splits, and the first record that divides one.
+        unknown_modality: records without one.
+    """
+
+    rows: int
+    rejections: list[Rejection]
+    split_rows: dict[str, int]
+    licences: dict[str, dict[str, set[str]]]
+    divided: int
+    first_divided_row: int | None
+    unknown_modality: int
+
+
+def take_census(plan: Plan | StoredPlan) -> Census:
+    """Count everything that decides how splits are written.
+
+    Raises:
+        ValueError: more splits than anybody has.
+    """
+    census = Census(0, [], {}, {}, 0, None, 0)
+    split_of: dict[str, str | None] = {}  # None: already counted as divided
+    for result in plan:
+        census.rows += 1
+        if isinstance(result, Rejection):
+            census.rejections.append(result)
+            continue
+        census.split_rows[result.split] = census.split_rows.get(result.split, 0) + 1
+        if len(census.split_rows) > MAX_SPLITS:
+            names = ", ".join(list(census.split_rows)[:5])
+            raise ValueError(f"more than {MAX_SPLITS} splits ({names}, ...): choose another --split-column")
+        licences = census.licences.setdefault(result.split, {}).setdefault(result.dataset, set())
+        if result.licence:
+            licences.add(result.licence)
+        census.unknown_modality += result.modality == "unknown"
+        if split_of.setdefault(result.group, result.split) not in (result.split, None):
+            split_of[result.group] = None
+            census.divided += 1
+            census.first_divided_row = census.first_divided_row or result.row
+    return census
+
+
+__all__ = [
+    "Census",
+    "Plan",
+    "Record",
+    "RejectedImageError",
+    "Rejection",
+    "ShardSettings",
+    "Source",
+    "StoredPlan",
+    "Task",
+    "take_census",
+]

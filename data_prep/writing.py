@@ -1,0 +1,261 @@
+"""Any source into a shard set per split, with all that was left out listed: the one road that all sources take."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from clip_med.config import config_hash, to_plain
+from clip_med.data.sample import Sample, keyed_hash
+from clip_med.data.shard_index import write_atomically
+from clip_med.data.shard_writer import ShardWriter
+from clip_med.data.shards import ShardSet
+from data_prep.captions import TEMPLATES, read_templates
+from data_prep.claim import claim_folder
+from data_prep.opening import Opener
+from data_prep.record import Census, Plan, Rejection, Source, StoredPlan, Task, take_census
+from data_prep.secret_file import read_secret
+
+REJECTED_FILE: Final = "rejected.jsonl"
+# Changes with every change of the bytes that a source gives, so that no folder mixes both.
+VERSION: Final = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriteReport:
+    """What became of the records; `rows == sum(written.values()) + rejected`, always.
+
+    Attributes:
+        written: samples per split, those kept from an earlier run included.
+        reasons: rejected records per reason.
+        kept_splits: were complete before this run and are as they were.
+        groups_in_several_splits: according to the source; a leak between training and test.
+        unknown_modality: records whose modality neither the source nor the settings say.
+        secret: the file with the key of the hashes.
+    """
+
+    rows: int
+    written: dict[str, int]
+    rejected: int
+    reasons: dict[str, int]
+    kept_splits: tuple[str, ...]
+    groups_in_several_splits: int
+    unknown_modality: int
+    secret: Path
+
+
+class RejectedRowError(ValueError):
+    """With `strict`: rows that would have been rejected, or groups that several splits share."""
+
+
+def source_to_shards(
+    source: Source,
+    out: Path,
+    *,
+    secret_file: Path | None = None,
+    workers: int = 0,
+    strict: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> WriteReport:
+    """Write `out/SPLIT/` for every split of a source, and `out/rejected.jsonl` with what is in none.
+
+    Samples keep the order of the source. Interrupting and repeating is safe: splits that are complete stay as they are,
+    the others are written anew, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
+    must not lie inside `out`: who has it can try which patient stands behind a hash.
+
+    Args:
+        secret_file: created with random content if absent; default: beside `out`, with `.secret` added to its name.
+        workers: processes that read and check images; 0 uses this one. The bytes are the same.
+        strict: look at every image before anything is written, and refuse if one would be rejected.
+        on_progress: called with images done and images in all.
+
+    Raises:
+        ValueError: settings or folders that do not fit; `out` holds another source's shards.
+        RejectedRowError: see `strict`; `out/rejected.jsonl` is written all the same.
+        OSError: a file or folder that cannot be read or written (a single image only costs its sample).
+    """
+    secret_file = secret_file or out.with_name(out.name + ".secret")
+    templates = read_templates(source.settings.templates or TEMPLATES)
+    # Digest first: a source that does not exist must not leave a secret and a folder behind.
+    digest = source.digest()
+    secret = read_secret(secret_file, out=out)
+    plan = Plan(source, secret, templates)
+    with contextlib.ExitStack() as stack:
+        if not source.cheap:
+            plan = stack.enter_context(contextlib.closing(StoredPlan(plan)))
+        census = take_census(plan)
+        _claim(out, digest, source, templates, secret)
+        progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
+        kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
+        rejections = census.rejections + [rejection for rejection in _read_rejections(out) if rejection.split in kept]
+        opener = stack.enter_context(Opener(source, workers=workers))
+        if strict:
+            _refuse_if_any(source, out, plan, census, kept, rejections, opener, progress)
+        for split, rows in census.split_rows.items():
+            if split in kept:
+                progress.add(rows)
+                continue
+            tasks = (task for task in plan if isinstance(task, Task) and task.split == split)
+            results = opener.open(tasks)
+            lost = _write_split(out, split, results, census, source.settings.samples_per_shard, rejections, progress)
+            if strict and lost:
+                raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
+            rejections += lost
+    _write_rejections(out, rejections)
+    return _report(out, census, rejections, kept, secret_file)
+
+
+def _refuse_if_any(
+    source: Source,
+    out: Path,
+    plan: Plan | StoredPlan,
+    census: Census,
+    kept: tuple[str, ...],
+    known: list[Rejection],
+    opener: Opener,
+    progress: _Progress,
+) -> None:
+    rejections = list(known)
+    progress.add(sum(census.split_rows[split] for split in kept))
+    tasks = (task for task in plan if isinstance(task, Task) and task.split not in kept)
+    for result in opener.open(tasks):
+        if isinstance(result, Rejection):
+            rejections.append(result)
+        progress.add(1)
+    if rejections:
+        _write_rejections(out, rejections)
+        rejections.sort(key=lambda rejection: rejection.row)
+        raise RejectedRowError(
+            f"{source.name}: {len(rejections)} of {census.rows} rows cannot be used (--strict); they are listed in "
+            f"{out / REJECTED_FILE}; the first: {rejections[0].sentence()}"
+        )
+    if census.divided:
+        raise RejectedRowError(
+            f"{source.name}: {census.divided} group(s) are in several splits (--strict); the first is divided in row "
+            f"{census.first_divided_row}"
+        )
+
+
+def _write_split(
+    out: Path,
+    split: str,
+    results: Iterator[Sample | Rejection],
+    census: Census,
+    samples_per_shard: int,
+    earlier: list[Rejection],
+    progress: _Progress,
+) -> list[Rejection]:
+    """Write one split and return the rows that its images cost; without a single good image nothing is committed."""
+    rejections: list[Rejection] = []
+    sources = {
+        dataset: {"licence": "; ".join(sorted(found)) or "not stated"}
+        for dataset, found in sorted(census.licences[split].items())
+    }
+    written = 0
+    with _uncommitted_if_empty(out / split, samples_per_shard, sources) as writer:
+        for result in results:
+            if isinstance(result, Rejection):
+                rejections.append(result)
+            else:
+                writer.add(result)
+                written += 1
+            progress.add(1)
+        # Before the commit marker: the list of a split that is complete is complete too.
+        _write_rejections(out, [*earlier, *rejections])
+        if not written:
+            raise _NothingWrittenError
+    return rejections
+
+
+class _NothingWrittenError(Exception):
+    """Every image of a split was rejected."""
+
+
+@contextlib.contextmanager
+def _uncommitted_if_empty(
+    directory: Path, samples_per_shard: int, sources: Mapping[str, Mapping[str, str]]
+) -> Iterator[ShardWriter]:
+    try:
+        with ShardWriter(directory, samples_per_shard=samples_per_shard, sources=sources) as writer:
+            yield writer
+    except _NothingWrittenError:
+        with contextlib.suppress(OSError):  # somebody else's files are in it
+            directory.rmdir()
+
+
+def _claim(out: Path, digest: str, source: Source, templates: Mapping[str, tuple[str, ...]], secret: bytes) -> None:
+    """Mark `out` as the place of this source with these settings, or refuse if it is another's."""
+    ours = {
+        "version": VERSION,
+        "source_sha256": digest,
+        **to_plain(source.settings),
+        "templates": config_hash(templates),
+        "secret": keyed_hash(secret, "check"),
+    }
+    claim_folder(out, f"{source.kind}.json", json.loads(json.dumps(ours)))
+
+
+def _report(
+    out: Path, census: Census, rejections: list[Rejection], kept: tuple[str, ...], secret_file: Path
+) -> WriteReport:
+    """Count what is on disk against what was read.
+
+    Raises:
+        ValueError: a split from an earlier run does not add up.
+    """
+    written: dict[str, int] = {}
+    lost = Counter(rejection.split for rejection in rejections)
+    for split, rows in census.split_rows.items():
+        directory = out / split
+        written[split] = len(ShardSet.open(directory)) if (directory / "dataset.json").exists() else 0
+        if written[split] + lost[split] != rows:
+            raise ValueError(
+                f"{directory}: holds {written[split]} samples, {out / REJECTED_FILE} lists {lost[split]} of its "
+                f"samples, and the source has {rows}: remove {directory} and repeat"
+            )
+    report = WriteReport(
+        rows=census.rows,
+        written=written,
+        rejected=len(rejections),
+        reasons=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
+        kept_splits=kept,
+        groups_in_several_splits=census.divided,
+        unknown_modality=census.unknown_modality,
+        secret=secret_file,
+    )
+    assert report.rows == sum(written.values()) + report.rejected, "a row was neither written nor rejected"
+    return report
+
+
+def _write_rejections(out: Path, rejections: list[Rejection]) -> None:
+    lines = [vars(rejection) for rejection in sorted(rejections, key=lambda rejection: rejection.row)]
+    write_atomically(out / REJECTED_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _read_rejections(out: Path) -> list[Rejection]:
+    file = out / REJECTED_FILE
+    if not file.exists():
+        return []
+    # Not str.splitlines, which also cuts at the odd line breaks that a path may hold.
+    with file.open(encoding="utf-8") as lines:
+        return [Rejection(**json.loads(line)) for line in lines]
+
+
+class _Progress:
+    """Counts images and passes the count on."""
+
+    def __init__(self, on_progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._on_progress, self._total, self._done = on_progress, total, 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._on_progress is not None:
+            self._on_progress(self._done, self._total)
+
+
+__all__ = ["RejectedRowError", "WriteReport", "source_to_shards"]
