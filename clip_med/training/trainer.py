@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 
-from clip_med.data.batch import Batch
 from clip_med.data.loader import TrainLoader
-from clip_med.distributed import gather_objects, rank, world_size
+from clip_med.distributed import gather_objects, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.unlock import freeze
@@ -27,8 +23,9 @@ from clip_med.training.config import TrainConfig
 from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
 from clip_med.training.run_folder import RunFolder
+from clip_med.training.step import PooledText, StepResult, TrainStep
 from clip_med.training.stop import StopSignals
-from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError, describe_gradients, describe_loss
+from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +40,6 @@ class EvaluationResult(Protocol):
 
 
 Evaluator = Callable[[DualEncoder], Sequence[EvaluationResult]]
-PooledText = Callable[[Sequence[str]], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +115,7 @@ def train(
     encoder.train()
     optimizer = build_optimizer(encoder, config.optim)
     first = step = _resume(encoder, loader, optimizer, run, allow_data_change=allow_data_change)
-    towers = _towers(encoder)
+    train_step = TrainStep(encoder, optimizer, loss, config, pooled_text)
     began = time.monotonic()
     chance = ChanceAlarm(chance_loss)
     results: tuple[EvaluationResult, ...] = ()
@@ -138,14 +134,14 @@ def train(
             )
             set_learning_rate(optimizer, rate)
             batch = next(loader)
-            value, norm, stopped = _step(
-                encoder, towers, optimizer, loss, batch, config, step, pooled_text, lambda: signals.received
-            )
+            result = train_step.gradients(batch, step, lambda: signals.received)
+            train_step.update()
+            stopped = result.stopped
             step += 1
-            chance.add(value, step)
+            chance.add(result.loss, step)
             last = step == total_steps or stopped is not None
             if metrics is not None and (step % config.log_every_steps == 0 or last):
-                report = _report(encoder, config, meter, step, total_steps, value, rate, norm)
+                report = _report(encoder, config, meter, step, total_steps, rate, result)
                 metrics.write(report.to_line())
                 if on_step is not None:
                     on_step(report)
@@ -177,103 +173,19 @@ def _report(
     meter: Meter,
     step: int,
     total_steps: int,
-    value: float,
     rate: float,
-    norm: float,
+    result: StepResult,
 ) -> StepReport:
     return StepReport(
         step=step,
         samples=step * config.batch_size,
         total_steps=total_steps,
-        loss=value,
+        loss=result.loss,
         learning_rate=rate,
         logit_scale=float(encoder.logit_scale.detach().exp()),
-        grad_norm=norm,
+        grad_norm=result.grad_norm,
         samples_per_second=meter.rate(step) * config.batch_size,
     )
-
-
-class _Towers(nn.Module):
-    """Both encoders as one module, so that DistributedDataParallel sees one forward pass."""
-
-    def __init__(self, encoder: DualEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
-        if pooled is None:
-            assert tokens is not None, "the loader has no tokenizer and there is no text cache"
-            pooled = self.encoder.pool_text(tokens)
-        return self.encoder.encode_image(images), self.encoder.project_text(pooled)
-
-
-def _towers(encoder: DualEncoder) -> nn.Module:
-    if world_size() == 1:
-        return _Towers(encoder)
-    device = next(encoder.parameters()).device
-    # Frozen parameters take no part; statistics of normalisation layers are those of each rank's own rows, and rank
-    # 0's are kept.
-    return nn.parallel.DistributedDataParallel(
-        _Towers(encoder), device_ids=[device.index] if device.type == "cuda" else None
-    )
-
-
-def _step(
-    encoder: DualEncoder,
-    towers: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: ContrastiveLoss,
-    batch: Batch,
-    config: TrainConfig,
-    step: int,
-    pooled_text: PooledText | None,
-    stop: Callable[[], str | None],
-) -> tuple[float, float, str | None]:
-    """One optimiser step; returns loss (mean over ranks), gradient norm, and the signal that any rank received."""
-    device = encoder.logit_scale.device
-    torch.manual_seed(_step_seed(config.seed, step))
-    tokens = None if batch.tokens is None or pooled_text is not None else batch.tokens.to(device, non_blocking=True)
-    pooled = None if pooled_text is None else pooled_text(batch.captions).to(device)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-        image_features, text_features = towers(batch.images.to(device, non_blocking=True), tokens, pooled)
-    group_ids = batch.group_ids.to(device, non_blocking=True)
-    objective = loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
-    value, stopped = _agree(float(objective.detach()), stop())
-    if not math.isfinite(value):
-        raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))
-    optimizer.zero_grad(set_to_none=True)
-    objective.backward()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = float(nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf))
-    if not math.isfinite(norm):
-        raise NonFiniteError(describe_gradients(step, batch, encoder))
-    optimizer.step()
-    with torch.no_grad():
-        # As a minimum only: a scale that shrinks below 1 is a sign of trouble that the log should show.
-        encoder.logit_scale.clamp_(max=math.log(config.max_logit_scale))
-    return value, norm, stopped
-
-
-_SIGNAL_NAMES: Final = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
-
-
-def _agree(value: float, received: str | None) -> tuple[float, str | None]:
-    """Mean loss over the ranks, and a stop signal if any rank has one: all ranks stop at the same step."""
-    if world_size() == 1:
-        return value, received
-    code = 0 if received is None else 1 + _SIGNAL_NAMES.index(received)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    gathered = [torch.zeros(2, dtype=torch.float64, device=device) for _ in range(world_size())]
-    dist.all_gather(gathered, torch.tensor([value, code], dtype=torch.float64, device=device))
-    table = torch.stack(gathered).cpu()
-    highest = int(table[:, 1].max())
-    return float(table[:, 0].mean()), None if highest == 0 else _SIGNAL_NAMES[highest - 1]
-
-
-def _step_seed(seed: int, step: int) -> int:
-    """Seed of everything random inside a step on this rank."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank()}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _resume(
