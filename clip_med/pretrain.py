@@ -19,9 +19,10 @@ from clip_med.distributed import process_group, rank, world_size
 from clip_med.losses.config import InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.models.caption_lengths import report_caption_lengths
-from clip_med.models.config import ModelConfig
+from clip_med.models.config import LoRAConfig, ModelConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
+from clip_med.models.lora import add_lora
 from clip_med.training.config import TrainConfig
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.trainer import Evaluator, PooledText, StepReport, TrainSummary, train
@@ -40,6 +41,8 @@ class PretrainConfig:
     sources: tuple[SourceConfig, ...] = ()
     """Named sources, to be mixed; instead of `shards`."""
     mixture: MixtureConfig = MixtureConfig()
+    lora: LoRAConfig | None = None
+    """Low-rank adapters in the locked towers; None: none."""
     loss: LossConfig = InfoNCEConfig()
     loader: LoaderConfig = LoaderConfig()
     remote: RemoteConfig = RemoteConfig()
@@ -56,6 +59,8 @@ class PretrainConfig:
             raise ValueError("train.epochs: sources of a mixture pass at different rates; give train.samples")
         if self.train.cache_text and self.loader.captions.count > 1:
             raise ValueError("train.cache_text holds single captions; loader.captions.count must be 1")
+        if self.lora is not None:
+            _check_lora(self.lora, self.train)
 
     def data_sources(self) -> tuple[SourceConfig, ...]:
         """`sources`, or `shards` as the only one, named "data"."""
@@ -97,11 +102,16 @@ def pretrain(
         total_steps = config.train.total_steps(len(shards))
         with RunFolder(run, config) as folder:
             torch.manual_seed(config.train.seed)
-            encoder = build_model(config.model).to(chosen)
+            encoder = build_model(config.model)
+            adapted = [] if config.lora is None else add_lora(encoder, config.lora)
+            encoder.to(chosen)
             if config.train.channels_last:
                 # Only the weights: a convolution takes the layout of its weights whatever its input has.
                 encoder.clip.visual.to(memory_format=torch.channels_last)
             on_start(_description(config, shards, encoder, total_steps, chosen))
+            if adapted:
+                trained = sum(p.numel() for name, p in encoder.clip.named_parameters() if ".lora_" in name)
+                on_start(f"adapters on {len(adapted)} weights: {trained:,} parameters")
             for line in data.describe(total_steps * config.train.batch_size) if config.sources else ():
                 on_start(line)
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
@@ -130,6 +140,21 @@ def pretrain(
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )
+
+
+def _check_lora(lora: LoRAConfig, train: TrainConfig) -> None:
+    """Refuse adapters in towers that train as a whole, in part, or not through their own forward pass."""
+    for tower, adapted, policy, groups in (
+        ("image", lora.image, train.lock_image, train.unlock_image),
+        ("text", lora.text, train.lock_text, train.unlock_text),
+    ):
+        if adapted and (policy == "none" or groups):
+            raise ValueError(
+                f"lora.{tower}: true needs train.lock_{tower}: trunk (its head trains too) or all, and "
+                f"train.unlock_{tower}: 0; got {policy} and {groups}"
+            )
+    if lora.text and train.cache_text:
+        raise ValueError("lora.text: true changes the features that train.cache_text keeps; set one of them to false")
 
 
 def _description(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,32 @@ def add_parser(commands: Any) -> None:
         "export",
         help=text,
         description=text + ", by open_clip.create_model_and_transforms('local-dir:OUT').",
-        epilog="example: clip-med export runs/first models/first",
+        epilog="example: clip-med export runs/first models/first. Adapters on the model that they were trained on: "
+        "clip-med export models/base models/adapted --lora runs/lora",
     )
     parser.add_argument("model", metavar="RUN", type=Path, help="a run folder or a model folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
+    parser.add_argument(
+        "--lora", metavar="DIR", type=Path, help="merge the adapters of this run or folder (lora.safetensors) into RUN"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(call=_export)
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from clip_med.models.folder import load_folder, resolve_folder, save_folder
+    from clip_med.models.lora import ADAPTERS_NAME, DESCRIPTION_NAME, load_adapters
 
     folder = resolve_folder(arguments.model)
-    save_folder(load_folder(folder), arguments.out)
+    encoder = load_folder(folder)
+    if arguments.lora is not None:
+        # A folder of adapters alone is no model folder.
+        alone = (arguments.lora / ADAPTERS_NAME).is_file()
+        load_adapters(encoder, arguments.lora if alone else resolve_folder(arguments.lora))
+    save_folder(encoder, arguments.out)
+    for name in (ADAPTERS_NAME, DESCRIPTION_NAME):
+        if encoder.lora is None and (folder / name).is_file():
+            shutil.copyfile(folder / name, arguments.out / name)
     if arguments.json:
         print(json.dumps({"source": str(folder), "model": str(arguments.out)}))
     else:

@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_med.config import Fraction, PositiveInt, config
+from clip_med.config import Fraction, PositiveFloat, PositiveInt, config
 
 
 @config
@@ -180,6 +180,29 @@ class TwoTowerModel:
     """Start of the logarithm of the scale (SigLIP: log 10)."""
     init_logit_bias: float | None = None
     """Start of the logit bias, for the sigmoid loss (SigLIP: -10); None: no bias."""
+
+
+@config
+class LoRAConfig:
+    """Low-rank adapters in frozen towers: each chosen weight W becomes W + (alpha / rank) B A (arXiv 2106.09685)."""
+
+    rank: PositiveInt = 8
+    alpha: PositiveFloat = 16.0
+    """The adapter's product is scaled by alpha / rank, so that alpha can stay when the rank changes."""
+    dropout: Fraction = 0.0
+    """Share of the input features that the adapter does not see in a step; the same ones for all tokens and images."""
+    parts: tuple[Literal["q", "k", "v", "out", "mlp"], ...] = ("q", "k", "v", "out")
+    """Query, key, value and output projections of attention, fused or not; mlp: the linear layers after it too."""
+    image: bool = True
+    text: bool = True
+    """Which towers get adapters; each must be locked (train.lock_image, train.lock_text)."""
+
+    def __post_init__(self) -> None:
+        """Refuse adapters that are nowhere."""
+        if not self.parts or len(set(self.parts)) != len(self.parts):
+            raise ValueError(f"parts must name some of q, k, v, out, mlp, each once; got {list(self.parts)}")
+        if not (self.image or self.text):
+            raise ValueError("image and text are both false: adapters would be nowhere")
 
 
 ModelConfig = OpenClipModel | ViTModel | ResNetModel | TwoTowerModel | FolderModel

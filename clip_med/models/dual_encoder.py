@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from clip_med.data.images import Preprocess
 from clip_med.models.text import TextTower
+
+if TYPE_CHECKING:
+    from clip_med.models.lora import AppliedLoRA
 
 LockPolicy = Literal["none", "trunk", "all"]
 
@@ -23,7 +26,8 @@ class DualEncoder(nn.Module):
     """Encodes images and texts to unit rows of one space.
 
     `clip` is an open_clip `CLIP` or `CustomTextCLIP`; its state dict, under open_clip's names, is what is saved.
-    `model_cfg` is its description in open_clip's words; `tokenizer` maps texts to padded ids.
+    `model_cfg` is its description in open_clip's words; `tokenizer` maps texts to padded ids. `lora` says which
+    adapters the towers have, if any; `clip_med.models.lora.merged_state` then gives the state dict of open_clip.
     """
 
     _factor: Tensor
@@ -42,6 +46,7 @@ class DualEncoder(nn.Module):
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.text_tower = TextTower(clip)
+        self.lora: AppliedLoRA | None = None
         self._locked: tuple[nn.Module, ...] = ()
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))
         # (x / 255 - mean) / std as one multiplication and one addition; not saved, open_clip has no such buffers.

@@ -16,6 +16,7 @@ from clip_med.data.images import Preprocess
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.lora import merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
 CONFIG_NAME = "open_clip_config.json"
@@ -50,6 +51,8 @@ def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | N
     such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip. `described_as`: where the folder
     will be once its parent has been renamed.
 
+    Of a model with adapters the weights are merged, and the adapters lie beside them (`clip_med.models.lora`).
+
     Raises:
         ValueError: the directory exists.
     """
@@ -68,8 +71,10 @@ def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | N
     document = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess.to_open_clip()}
     (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     # Cloned: tensors that share memory are refused by safetensors.
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in encoder.clip.state_dict().items()}
+    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in merged_state(encoder.clip).items()}
     save_file(weights, temporary / WEIGHTS_NAMES[0])
+    if encoder.lora is not None:
+        save_adapters(encoder, temporary)
     os.rename(temporary, directory)
 
 
@@ -94,6 +99,8 @@ def load_folder(directory: Path) -> DualEncoder:
 def load_weights(clip: nn.Module, directory: Path) -> None:
     """Read the weights of a model folder into an open_clip model of the same architecture.
 
+    Of a model with adapters the adapted weights and the adapters are left as they are: see `load_adapters`.
+
     Raises:
         ValueError: no safetensors weights, or weights that do not fit, naming them.
     """
@@ -109,7 +116,7 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
         raise ValueError(f"{found[0]}: damaged, or no safetensors file: {error}") from error
     # Written by transformers before 4.31, and never a weight.
     weights.pop("text.transformer.embeddings.position_ids", None)
-    own = clip.state_dict()
+    own = merged_state(clip)
     wrong = [f"{name} {tuple(w.shape)}" for name, w in weights.items() if name in own and own[name].shape != w.shape]
     missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or unexpected or wrong:
@@ -117,7 +124,8 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
             f"{found[0]}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}, "
             f"of another shape {wrong[:5]}"
         )
-    clip.load_state_dict(weights)
+    # Adapted weights keep their base, which the merged ones here do not tell.
+    clip.load_state_dict({name: weights.get(name, value) for name, value in clip.state_dict().items()})
 
 
 def resolve_folder(path: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 from torch import nn
 
 from clip_med.models.dual_encoder import DualEncoder, LockPolicy
+from clip_med.models.lora import LowRank
 
 Tower = Literal["image", "text"]
 
@@ -40,6 +41,9 @@ def freeze(
         ValueError: more groups than the tower has, groups of a tower that is not locked, or see `DualEncoder.lock`.
     """
     encoder.lock(image=image, text=text)
+    for module in encoder.clip.modules():
+        if isinstance(module, LowRank):
+            module.requires_grad_(True)
     choices: tuple[tuple[Tower, LockPolicy, int], ...] = (("image", image, unlock_image), ("text", text, unlock_text))
     for tower, policy, groups in choices:
         if groups == 0:

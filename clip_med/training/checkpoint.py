@@ -22,6 +22,7 @@ from torch import Tensor
 from clip_med.data.shard_index import write_atomically
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import load_weights, save_folder
+from clip_med.models.lora import load_adapters
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,8 @@ def load_checkpoint(directory: Path, encoder: DualEncoder, optimizer: torch.opti
 
     try:
         load_weights(encoder.clip, directory / "model")
+        if encoder.lora is not None:
+            load_adapters(encoder, directory / "model")
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     parameters = dict(encoder.clip.named_parameters())

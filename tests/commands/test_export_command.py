@@ -11,8 +11,8 @@ import torch
 
 from clip_med.cli import main
 from clip_med.config import dump_yaml
-from clip_med.models.config import HFTower, TimmTower, TwoTowerModel
-from clip_med.models.folder import load_folder
+from clip_med.models.config import FolderModel, HFTower, LoRAConfig, TimmTower, TwoTowerModel
+from clip_med.models.folder import build_model, load_folder, save_folder
 from tests.models.tiny_bert import write_bert
 from tests.tiny_run import tiny_config, write_shards
 
@@ -80,3 +80,28 @@ def test_refusals_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert error.count("\n") == 1
         assert expected in error
     assert list(tmp_path.iterdir()) == []
+
+
+def test_adapters_are_exported_merged_and_beside(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the run, and from the base model with the run's adapters alone: one model, byte for byte."""
+    plain = tiny_config(write_shards(tmp_path / "shards", 16), samples=24, lock_image="trunk", lock_text="trunk")
+    torch.manual_seed(plain.train.seed)
+    base = build_model(plain.model)
+    save_folder(base, tmp_path / "base")
+    adapted = dataclasses.replace(plain, model=FolderModel(path=tmp_path / "base"), lora=LoRAConfig(rank=2))
+    (tmp_path / "c.yaml").write_text(dump_yaml(adapted))
+    run = tmp_path / "run"
+    assert main(["pretrain", str(tmp_path / "c.yaml"), "--run", str(run), "--device", "cpu"]) == 0
+    assert "adapters on 4 weights: 1,024 parameters" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "whole")]) == 0
+    (tmp_path / "adapters").mkdir()
+    for name in ("lora.safetensors", "lora.json"):
+        (tmp_path / "adapters" / name).write_bytes((tmp_path / "whole" / name).read_bytes())
+    for number, source in enumerate((run, tmp_path / "whole", tmp_path / "adapters")):
+        out = tmp_path / f"out{number}"
+        assert main(["export", str(tmp_path / "base"), str(out), "--lora", str(source)]) == 0
+        for name in ("open_clip_model.safetensors", "lora.safetensors", "lora.json"):
+            assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "whole"), str(tmp_path / "no"), "--lora", str(run)]) == 2
+    assert "lora.json: the adapters were trained on another model" in capsys.readouterr().err
