@@ -1,0 +1,1 @@
+"""Adapting a frozen dual encoder to a few labelled images."""
