@@ -196,7 +196,8 @@ def _cosines(kappa: float, dim: int, count: int, generator: torch.Generator) -> 
     while missing > 0:
         draws = 2 * missing + 16
         # Beta(m/2, m/2) as a ratio of two gamma variables: torch's Beta takes no generator.
-        one, two = (torch._standard_gamma(beta.expand(draws), generator=generator) for _ in range(2))
+        gamma: Any = torch._standard_gamma  # pyright: ignore[reportPrivateImportUsage]
+        one, two = (gamma(beta.expand(draws), generator=generator) for _ in range(2))
         z = one / (one + two)
         w = (1 - (1 + b) * z) / (1 - (1 - b) * z)
         u = torch.rand(draws, generator=generator, dtype=torch.float64)
@@ -296,7 +297,7 @@ class _MeanResultant(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         (kappa,) = ctx.saved_tensors
         return gradients[0] * _resultant_and_slope(kappa, ctx.dim)[1], None
 
