@@ -43,7 +43,7 @@ def plain(evaluation: Evaluation) -> str:
     parts: list[str] = []
     for title, lines in rows(evaluation):
         parts.append(f"{title} (value [95 % interval])")
-        parts += _aligned(lines)
+        parts += aligned(lines)
         parts.append("")
     return "\n".join(parts)
 
@@ -66,9 +66,10 @@ def _classification(task: TaskReport) -> list[str]:
     return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *(cell(result) for result in task.results)]
 
 
-def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of cells as text, every column as wide as its widest cell."""
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-__all__ = ["cell", "markdown", "plain", "rows"]
+__all__ = ["aligned", "cell", "markdown", "plain", "rows"]
