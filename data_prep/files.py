@@ -10,12 +10,11 @@ from pathlib import Path
 from data_prep.record import RejectedImageError
 
 
-def read_inside(root: Path, relative: str, *, named: str) -> bytes:
-    """The bytes of a file below `root`.
+def inside(root: Path, relative: str, *, named: str) -> Path:
+    """The path of a file below `root`.
 
     Raises:
         RejectedImageError: no such file, or a symbolic link leads out of `root` (called `named` in the reason).
-        OSError: it cannot be read.
     """
     file = os.path.join(root, relative)
     if not os.path.isfile(file):
@@ -23,7 +22,7 @@ def read_inside(root: Path, relative: str, *, named: str) -> bytes:
     real, real_root = os.path.realpath(file), os.path.realpath(root)
     if os.path.commonpath((real, real_root)) != real_root:
         raise RejectedImageError(f"outside {named}", "through a symbolic link")
-    return Path(file).read_bytes()
+    return Path(file)
 
 
 def walk_files(root: Path) -> Iterator[str]:
@@ -54,4 +53,4 @@ def digest_of_listing(root: Path, relatives: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["digest_of_listing", "read_inside", "walk_files"]
+__all__ = ["digest_of_listing", "inside", "walk_files"]

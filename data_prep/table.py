@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clip_med.config import config, nearest
-from data_prep.files import read_inside
+from data_prep.files import inside
 from data_prep.manifest import COLUMN_NAMES, SEVERAL, Row, read_rows
 from data_prep.pixels import clean_image
 from data_prep.record import Record, Rejection, ShardSettings, Task
@@ -82,7 +82,7 @@ class TableSource:
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """The image file of a row."""
         relative = str(task.where["relative"])
-        data = read_inside(self.images_root, relative, named="images-root")
+        data = inside(self.images_root, relative, named="images-root").read_bytes()
         return clean_image(data, source=relative, max_side=self.settings.max_side)
 
 

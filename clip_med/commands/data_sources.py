@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 def add_sources(actions: Any) -> None:
     """Add an action for each source."""
     _add_table(actions)
+    _add_dicom(actions)
 
 
 def add_source(
@@ -132,6 +134,64 @@ def _table(arguments: argparse.Namespace) -> Source:
     if not arguments.images_root.is_dir():
         raise ValueError(f"--images-root {arguments.images_root}: no such folder")
     return TableSource(arguments.manifest, arguments.images_root, settings)
+
+
+def _add_dicom(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "dicom",
+        _dicom,
+        text="make shards from a folder of DICOM files",
+        note="Pixels and an allow-list of coded fields leave a file, nothing else.",
+        example="export/ --out shards/ct --window lung --frames all",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
+    parser.add_argument(
+        "--window",
+        default="file",
+        choices=("file", "lung", "bone", "soft_tissue", "brain", "mediastinum"),
+        help="of CT images; default: what the file says",
+    )
+    parser.add_argument("--window-index", metavar="N", type=int, default=0, help="which of several windows; default 0")
+    parser.add_argument("--for-processing", action="store_true", help="also take raw detector images")
+    parser.add_argument("--frames", default="middle", choices=("first", "middle", "all"), help="default middle")
+    parser.add_argument("--frame-step", metavar="N", type=int, default=1, help="with all frames: every so many")
+    parser.add_argument("--image-format", default="png", choices=("png", "jpg"), help="default png, without a loss")
+
+
+def _dicom(arguments: argparse.Namespace) -> Source:
+    from clip_med.config import validate
+
+    with naming_extra("dicom"):
+        from data_prep.dicom_tree import DicomConfig, DicomSource
+    folder(arguments.root)
+    pixels = {name: getattr(arguments, name) for name in ("window", "window_index", "for_processing")}
+    frames = {name: getattr(arguments, name) for name in ("frames", "frame_step", "image_format")}
+    settings = validate(DicomConfig, {"pixels": pixels, **frames, **shared_settings(arguments)})
+    return DicomSource(arguments.root, settings)
+
+
+def folder(path: Path) -> None:
+    """Refuse what is none.
+
+    Raises:
+        ValueError: names the path.
+    """
+    if not path.is_dir():
+        raise ValueError(f"{path}: no such folder")
+
+
+@contextmanager
+def naming_extra(extra: str) -> Iterator[None]:
+    """Say which extra brings a package that is not installed.
+
+    Raises:
+        ValueError: with the line to type.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: pip install 'clip-med[{extra}]'") from error
 
 
 __all__ = ["add_source", "add_sources", "shared_settings"]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin
 
 from clip_med.data.images import ImageError, decode_image
-from data_prep.pixels import clean_image
+from data_prep.pixels import clean_image, encode_png, scaled_down
 
 SECRET = b"MUSTERMANN^ERIKA"
 
@@ -213,3 +213,20 @@ def test_a_damaged_file_is_refused_or_stored_as_it_is_seen(kind: str, damage: li
     if seen is not None:
         assert kept.shape == seen.shape
         assert np.abs(kept.astype(int) - seen).mean() < 2
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (5, 1, 3), (1, 7, 1), (33, 20, 3), (16, 16, 1)])
+def test_png_holds_every_pixel(shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    data = encode_png(pixels)
+    np.testing.assert_array_equal(decode_image(data), pixels)
+    with Image.open(BytesIO(data)) as image:
+        np.testing.assert_array_equal(np.asarray(image).reshape(shape), pixels)
+    assert clean_image(data, source="", max_side=None) == (data, "png")
+
+
+def test_scaling_keeps_proportions_and_leaves_small_images_alone() -> None:
+    pixels = np.zeros((40, 20, 3), np.uint8)
+    assert scaled_down(pixels, 40) is pixels
+    assert scaled_down(pixels, 10).shape == (10, 5, 3)
+    assert scaled_down(pixels[:, :, :1], 10).shape == (10, 5, 1)

@@ -1,0 +1,114 @@
+"""Images per second on one core: DICOM and tables to shards.
+
+python -m benchmarks.prep [--quick] [--json FILE]
+
+ct_images_per_second: 512 px uncompressed 12-bit CT slices with a window, file to lossless PNG in a shard, listing of
+    the headers included.
+table_images_per_second: 512 px JPEG named by a CSV, read, checked by decoding, stripped of metadata, in a shard.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+
+from benchmarks.measure import arguments, report
+from data_prep.dicom_tree import DicomConfig, DicomSource
+from data_prep.record import Source
+from data_prep.table import TableConfig, TableSource
+from data_prep.writing import source_to_shards
+
+SIDE = 512
+
+
+def main() -> None:
+    """Make the inputs, and time whole runs of the sources."""
+    options = arguments(__doc__)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    images, rounds = (100, 3) if options.quick else (400, 5)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_slices(folder / "ct", images)
+        write_table(folder / "table", images)
+        ct = DicomSource(folder / "ct", DicomConfig())
+        table = TableSource(folder / "table/table.csv", folder / "table", TableConfig())
+        measured = {
+            "ct_images_per_second": rates(lambda: convert(ct, folder / "out", images), images, rounds),
+            "table_images_per_second": rates(lambda: convert(table, folder / "out", images), images, rounds),
+        }
+    report("prep", measured, options)
+
+
+def rates(work: Callable[[], None], items: int, rounds: int) -> list[float]:
+    """Items per second of each round, after one that is not counted."""
+    found: list[float] = []
+    for _ in range(rounds + 1):
+        began = time.perf_counter()
+        work()
+        found.append(items / (time.perf_counter() - began))
+    return found[1:]
+
+
+def convert(source: Source, out: Path, images: int) -> None:
+    """Every image must arrive, or the rate is not one."""
+    written = source_to_shards(source, out)
+    assert sum(written.written.values()) == images
+    shutil.rmtree(out)
+
+
+def body(number: int) -> np.ndarray:
+    """A slice of a body of noise with two lungs, in stored values."""
+    rng = np.random.default_rng(number)
+    y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
+    image = np.where((x / 220) ** 2 + (y / 170) ** 2 < 1, 1070.0, 24.0)
+    image[((np.abs(x) - 95) / 70) ** 2 + (y / 110) ** 2 < 1] = 180
+    return np.clip(image + rng.normal(0, 14, image.shape), 0, 4095).astype("<u2")
+
+
+def write_slices(folder: Path, count: int) -> None:
+    """Slices of patients with ten each."""
+    folder.mkdir()
+    for number in range(count):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID, meta.MediaStorageSOPClassUID = ExplicitVRLittleEndian, CTImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid(entropy_srcs=["slice", str(number)])
+        dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, meta.MediaStorageSOPInstanceUID
+        dataset.StudyInstanceUID = generate_uid(entropy_srcs=["study", str(number // 10)])
+        dataset.PatientID, dataset.Modality, dataset.BodyPartExamined = f"P{number // 10}", "CT", "CHEST"
+        dataset.Rows, dataset.Columns, dataset.SamplesPerPixel, dataset.PixelRepresentation = SIDE, SIDE, 1, 0
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+        dataset.PhotometricInterpretation, dataset.PixelSpacing = "MONOCHROME2", [0.7, 0.7]
+        dataset.RescaleSlope, dataset.RescaleIntercept = 1, -1024
+        dataset.WindowCenter, dataset.WindowWidth = 40, 400
+        dataset.PixelData = body(number % 20).tobytes()
+        dataset.save_as(folder / f"{number:05d}.dcm", enforce_file_format=True)
+
+
+def write_table(folder: Path, count: int) -> None:
+    """Photographs of the same slices, with EXIF that has to go."""
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x010E] = "somebody"
+    lines = ["path,caption"]
+    for number in range(count):
+        grey = (body(number % 20) // 16).astype(np.uint8)
+        file = BytesIO()
+        Image.fromarray(np.stack([grey] * 3, 2)).save(file, "JPEG", quality=90, exif=exif)
+        (folder / f"{number}.jpg").write_bytes(file.getvalue())
+        lines.append(f"{number}.jpg,Slice {number}.")
+    (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
