@@ -4,21 +4,36 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clip_med.config import config
+from clip_med.config import PositiveInt, config
 
 
 @config
 class InfoNCEConfig:
-    """Symmetric softmax cross-entropy over the global batch (CLIP), with multi-positive targets by group id."""
+    """Symmetric softmax cross-entropy over the global batch (CLIP), with multi-positive targets by group id.
+
+    tile: side of the square tiles in which logits are computed, and computed again in the backward pass; memory then
+        does not grow with the square of the batch. Without it all logits of a rank are held at once.
+    exchange: how ranks see each other's features. `gather` holds those of all ranks; `ring` passes blocks on, holds a
+        few blocks of one rank's size, and never holds more than one block of logits, also without `tile`.
+    """
 
     kind: Literal["info_nce"] = "info_nce"
+    tile: PositiveInt | None = None
+    exchange: Literal["gather", "ring"] = "gather"
 
 
 @config
 class SigmoidConfig:
-    """Pairwise sigmoid loss (SigLIP); the model needs a logit bias, usually started at -10 with scale 10."""
+    """Pairwise sigmoid loss (SigLIP); the model needs a logit bias, usually started at -10 with scale 10.
+
+    `tile` and `exchange` as in `InfoNCEConfig`.
+    """
 
     kind: Literal["sigmoid"] = "sigmoid"
+    tile: PositiveInt | None = None
+    exchange: Literal["gather", "ring"] = "gather"
 
 
 LossConfig = InfoNCEConfig | SigmoidConfig
+
+__all__ = ["InfoNCEConfig", "LossConfig", "SigmoidConfig"]

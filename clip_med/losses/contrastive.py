@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -12,6 +13,8 @@ from clip_med.distributed import gather, gather_with_gradient, rank
 from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.sigmoid import sigmoid_loss
+from clip_med.losses.tiled_infonce import tiled_info_nce
+from clip_med.losses.tiled_sigmoid import tiled_sigmoid_loss
 
 ContrastiveLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
@@ -22,10 +25,14 @@ def build_loss(config: LossConfig) -> ContrastiveLoss:
     `logit_scale` is the model's parameter: the logarithm of the scale. Returns the mean over this rank's rows.
     """
     match config:
-        case InfoNCEConfig():
+        case InfoNCEConfig(tile=None, exchange="gather"):
             return _info_nce
-        case SigmoidConfig():
+        case InfoNCEConfig():
+            return partial(_tiled_info_nce, config)
+        case SigmoidConfig(tile=None, exchange="gather"):
             return _sigmoid
+        case SigmoidConfig():
+            return partial(_tiled_sigmoid, config)
 
 
 def chance_loss(config: LossConfig, global_batch: int) -> float | None:
@@ -57,6 +64,24 @@ def _info_nce(
     )
 
 
+def _tiled_info_nce(
+    config: InfoNCEConfig,
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    _logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    return tiled_info_nce(
+        image_features,
+        text_features,
+        logit_scale.exp().reshape(()),
+        group_ids,
+        tile=config.tile or len(image_features),
+        exchange=config.exchange,
+    )
+
+
 def _sigmoid(
     image_features: Float[Tensor, "b D"],
     text_features: Float[Tensor, "b D"],
@@ -64,20 +89,43 @@ def _sigmoid(
     logit_bias: Float[Tensor, "*one"] | None,
     group_ids: Int64[Tensor, "b L"] | None,
 ) -> Float[Tensor, ""]:
-    if logit_bias is None:
-        raise ValueError(
-            "loss kind 'sigmoid' needs a model with a logit bias (open_clip: init_logit_bias); it has none"
-        )
     return sigmoid_loss(
         image_features,
         text_features,
         logit_scale.exp().reshape(()),
-        logit_bias.reshape(()),
+        _bias(logit_bias),
         group_ids,
         all_text_features=gather_with_gradient(text_features),
         all_group_ids=None if group_ids is None else gather(group_ids),
         row_offset=rank() * len(image_features),
     )
+
+
+def _tiled_sigmoid(
+    config: SigmoidConfig,
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    return tiled_sigmoid_loss(
+        image_features,
+        text_features,
+        logit_scale.exp().reshape(()),
+        _bias(logit_bias),
+        group_ids,
+        tile=config.tile or len(image_features),
+        exchange=config.exchange,
+    )
+
+
+def _bias(logit_bias: Float[Tensor, "*one"] | None) -> Float[Tensor, ""]:
+    if logit_bias is None:
+        raise ValueError(
+            "loss kind 'sigmoid' needs a model with a logit bias (open_clip: init_logit_bias); it has none"
+        )
+    return logit_bias.reshape(())
 
 
 __all__ = ["ContrastiveLoss", "build_loss", "chance_loss"]

@@ -15,13 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
 from clip_med.losses.contrastive import build_loss
+from tests.losses.test_tiled_losses import LargestTensor
 
 BATCH = 8
+PLAIN: list[LossConfig] = [InfoNCEConfig(), SigmoidConfig()]
+# Tiles of 3 are ragged for 2 ranks of 4 rows and larger than the 2 rows of 4 ranks; 1 is the smallest.
+CONFIGS: list[LossConfig] = [
+    *PLAIN,
+    *(
+        kind(tile=tile, exchange=exchange)
+        for kind in (InfoNCEConfig, SigmoidConfig)
+        for tile, exchange in ((3, "gather"), (None, "ring"), (3, "ring"), (1, "ring"))
+    ),
+]
 CASES: dict[str, tuple[LossConfig, bool]] = {
-    "info_nce": (InfoNCEConfig(), False),
-    "multi_positive": (InfoNCEConfig(), True),
-    "sigmoid": (SigmoidConfig(), False),
-    "sigmoid_multi_positive": (SigmoidConfig(), True),
+    f"{config} {multi_positive}": (config, multi_positive) for config in CONFIGS for multi_positive in (False, True)
 }
 
 
@@ -47,7 +55,8 @@ def inputs(multi_positive: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     images, texts = torch.randn(2, BATCH, 6, generator=generator, dtype=torch.float64)
     # Equal ids lie on different ranks, so that a gather in another order would be noticed.
-    return images, texts, torch.tensor([[0], [1], [2], [3], [0], [5], [2], [0]]) if multi_positive else None
+    ids = torch.tensor([[0, -1], [1, 9], [2, 0], [3, -1], [0, -1], [5, 9], [2, 7], [0, -1]])
+    return images, texts, ids if multi_positive else None
 
 
 def gradients(module: Pair) -> dict[str, Tensor]:
@@ -69,6 +78,9 @@ def run_rank(rank: int, size: int, folder: str) -> None:
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         results[name] = (mean / size, gradients(module))
+    for config, multi_positive in CASES.values():
+        compare_with_plain(config, multi_positive, rank, size)
+    measure_ring(rank, size)
     if rank == size - 1:
         torch.save(results, f"{folder}/results.pt")
     # A rank that leaves while another still talks to it makes gloo abort that one.
@@ -78,14 +90,49 @@ def run_rank(rank: int, size: int, folder: str) -> None:
     os._exit(0)
 
 
+def compare_with_plain(config: LossConfig, multi_positive: bool, rank: int, size: int) -> None:
+    """Cached features as leaves, and a caller who weighs ranks: each rank's value and features' gradients are equal."""
+    images, texts, ids = inputs(multi_positive)
+    own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    found: list[list[Tensor]] = []
+    for each in (PLAIN[isinstance(config, SigmoidConfig)], config):
+        v, t = (nn.functional.normalize(x, dim=-1)[own].clone().requires_grad_() for x in (images, texts))
+        s, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (2.3, -2.0))
+        loss = build_loss(each)(v, t, s, b, None if ids is None else ids[own])
+        (loss * (rank + 1)).backward()
+        assert v.grad is not None
+        assert t.grad is not None
+        assert s.grad is not None
+        # A rank's own part of the scale's gradient may differ; the ranks' sum may not.
+        dist.all_reduce(s.grad)
+        found.append([loss.detach(), v.grad, t.grad, s.grad])
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
+
+
+def measure_ring(rank: int, size: int) -> None:
+    """Round the ring no rank makes a tensor that grows with the number of ranks, but for one number per row."""
+    generator = torch.Generator().manual_seed(rank)
+    for dtype in (torch.float64, torch.bfloat16):
+        v, t = (torch.randn(12, 16, generator=generator).to(dtype).requires_grad_() for _ in range(2))
+        for config in (InfoNCEConfig(tile=4, exchange="ring"), SigmoidConfig(tile=4, exchange="ring")):
+            with LargestTensor() as seen:
+                build_loss(config)(v, t, torch.tensor(1.0), torch.tensor(-1.0), None).backward()
+            assert seen.elements == 12 * 16
+        with LargestTensor() as seen:
+            build_loss(InfoNCEConfig(tile=4))(v, t, torch.tensor(1.0), None, None).backward()
+        assert seen.elements == size * 12 * 16
+
+
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_compute_the_loss_and_gradients_of_one_process(size: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(run_rank, (size, folder), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
         results = torch.load(Path(folder) / "results.pt", weights_only=True)
     assert set(results) == set(CASES)
+    assert len(CASES) == 20
     for name, (config, multi_positive) in CASES.items():
-        module = Pair(config)
+        # One process, the plain loss.
+        module = Pair(PLAIN[isinstance(config, SigmoidConfig)])
         loss = module(*inputs(multi_positive))
         loss.backward()
         mean, got = results[name]
