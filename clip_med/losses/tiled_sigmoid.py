@@ -93,7 +93,8 @@ def _row_losses(pairs: Pairs, bias: Tensor) -> Tensor:
 
     def see(rows: slice, _place: slice, logits: Tensor, positive: Tensor | None) -> None:
         logits.add_(bias)
-        losses[rows] += softplus(logits).sum(1)
+        # The threshold as in `sigmoid_loss`.
+        losses[rows] += softplus(logits, threshold=40.0).sum(1)
         if positive is not None:
             losses[rows] -= logits.mul_(positive).sum(1)
 

@@ -44,7 +44,7 @@ def parameter(value: float, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.tensor(value, dtype=dtype, requires_grad=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=ROWS, tile=TILE, scale=SCALE, slots=SLOTS, seed=st.integers(0, 99))
 def test_info_nce_matches_numpy_at_any_tile_size(rows: int, tile: int, scale: float, slots: int, seed: int) -> None:
     ids = group_ids(rows, slots, seed)
@@ -58,7 +58,7 @@ def test_info_nce_matches_numpy_at_any_tile_size(rows: int, tile: int, scale: fl
         np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-10, atol=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(rows=ROWS, tile=TILE, scale=SCALE, slots=SLOTS, seed=st.integers(0, 99))
 def test_sigmoid_matches_numpy_at_any_tile_size(rows: int, tile: int, scale: float, slots: int, seed: int) -> None:
     ids = group_ids(rows, slots, seed)
