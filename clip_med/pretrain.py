@@ -25,6 +25,7 @@ from clip_med.models.folder import build_model
 from clip_med.models.lora import add_lora
 from clip_med.training.config import TrainConfig
 from clip_med.training.run_folder import RunFolder
+from clip_med.training.teacher import DistillConfig, Teacher
 from clip_med.training.trainer import Evaluator, PooledText, StepReport, TrainSummary, train
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ class PretrainConfig:
     lora: LoRAConfig | None = None
     """Low-rank adapters in the locked towers; None: none."""
     loss: LossConfig = InfoNCEConfig()
+    distill: DistillConfig | None = None
+    """A teacher whose similarities the model learns besides; None: none."""
     loader: LoaderConfig = LoaderConfig()
     remote: RemoteConfig = RemoteConfig()
     window_shards: PositiveInt = 16
@@ -115,6 +118,7 @@ def pretrain(
             for line in data.describe(total_steps * config.train.batch_size) if config.sources else ():
                 on_start(line)
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
+            teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
             pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None
             loader = TrainLoader(
                 shards,
@@ -136,7 +140,8 @@ def pretrain(
                 total_steps=total_steps,
                 evaluators=evaluators,
                 pooled_text=pooled_text,
-                chance_loss=chance_loss(config.loss, config.train.batch_size),
+                distill=teacher,
+                chance_loss=None if teacher else chance_loss(config.loss, config.train.batch_size),
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )

@@ -17,6 +17,7 @@ from clip_med.distributed import rank, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import TrainConfig
+from clip_med.training.teacher import Distillation
 from clip_med.training.watch import NonFiniteError, describe_gradients, describe_loss
 
 PooledText = Callable[[Sequence[str]], Tensor]
@@ -36,6 +37,7 @@ class TrainStep:
 
     Args:
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
+        distill: adds what a teacher says of the batch to the contrastive loss.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class TrainStep:
         loss: ContrastiveLoss,
         config: TrainConfig,
         pooled_text: PooledText | None = None,
+        distill: Distillation | None = None,
     ) -> None:
         self._encoder, self._optimizer, self._loss, self._config = encoder, optimizer, loss, config
-        self._pooled_text = pooled_text
+        self._pooled_text, self._distill = pooled_text, distill
         self._towers = _parallel(_Towers(encoder))
 
     def gradients(self, batch: Batch, step: int, received: Callable[[], str | None]) -> StepResult:
@@ -64,6 +67,8 @@ class TrainStep:
             image_features, text_features = self._towers(*inputs)
         group_ids = batch.group_ids.to(device, non_blocking=True)
         objective = self._loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
+        if self._distill is not None:
+            objective = self._distill(objective, batch, image_features, text_features, encoder.logit_scale)
         value, stopped = _agree(float(objective.detach()), received())
         if not math.isfinite(value):
             raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))

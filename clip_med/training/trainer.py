@@ -25,6 +25,7 @@ from clip_med.training.optim import build_optimizer, learning_rate, set_learning
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.step import PooledText, StepResult, TrainStep
 from clip_med.training.stop import StopSignals
+from clip_med.training.teacher import Distillation
 from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError
 
 log = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def train(
     total_steps: int,
     evaluators: Sequence[Evaluator] = (),
     pooled_text: PooledText | None = None,
+    distill: Distillation | None = None,
     chance_loss: float | None = None,
     allow_data_change: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
@@ -96,6 +98,7 @@ def train(
     Args:
         run: an open run folder.
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
+        distill: see `TrainStep`.
         chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
         allow_data_change: continue although shards or mixture have changed, see `TrainLoader.load_state_dict`.
         on_step: called on rank 0 every `log_every_steps` and after the last step.
@@ -115,7 +118,7 @@ def train(
     encoder.train()
     optimizer = build_optimizer(encoder, config.optim)
     first = step = _resume(encoder, loader, optimizer, run, allow_data_change=allow_data_change)
-    train_step = TrainStep(encoder, optimizer, loss, config, pooled_text)
+    train_step = TrainStep(encoder, optimizer, loss, config, pooled_text, distill)
     began = time.monotonic()
     chance = ChanceAlarm(chance_loss)
     results: tuple[EvaluationResult, ...] = ()
