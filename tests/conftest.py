@@ -11,6 +11,11 @@ import pytest
 SHARED = Path(os.environ.get("CLIP_MED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: one of a minute that begins last keeps a whole core waiting for it."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def _shared(name: str) -> Path:
     path = SHARED / name
     if not path.exists():

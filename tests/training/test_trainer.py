@@ -218,12 +218,21 @@ def test_a_locked_tower_does_not_move(shards: Path, tmp_path: Path) -> None:
     assert all(name.startswith("visual.") or name == "logit_scale" for name in moved)
 
 
-def test_a_loss_at_chance_is_reported(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loss_at_chance_is_reported(
+    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clip_med.training import watch
     from clip_med.training.config import OptimConfig
 
-    config = tiny_config(shards, samples=1600, save_every_samples=1600, optim=OptimConfig(lr=1e-12))
+    alarm = watch.ChanceAlarm(2.0)
     with caplog.at_level(logging.WARNING):
-        pretrain(config, tmp_path / "run")
+        for step in range(1, 400):
+            alarm.add(2.0 if step <= 200 else 1.9, step)
+    assert [record.getMessage()[:40] for record in caplog.records] == ["step 200: the mean loss of the last 200 "]
+    monkeypatch.setattr(watch, "_CHANCE_WINDOW", 8)
+    with caplog.at_level(logging.WARNING):
+        pretrain(tiny_config(shards, save_every_samples=96, optim=OptimConfig(lr=1e-12)), tmp_path / "run")
+    assert "step 8: the mean loss of the last 8 steps" in caplog.text
     assert "tells nothing apart has 2.0794" in caplog.text
 
 
