@@ -7,13 +7,11 @@ which makes each step up to three times cheaper. All randomness comes from the g
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
 from jaxtyping import Float64, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode  # pyright: ignore[reportMissingTypeStubs]
@@ -21,6 +19,7 @@ from torchvision.transforms.v2 import functional as F  # pyright: ignore[reportM
 
 from clip_med.config import NonNegativeFloat, config
 from clip_med.data.images import Preprocess
+from clip_med.data.presets import Jitter, preset_for, states_laterality
 
 # Numbers that one view takes from its generator, whatever is switched on.
 DRAWS: Final = 13
@@ -28,77 +27,6 @@ DRAWS: Final = 13
 _LEVELS: Final = np.arange(256) / 255.0
 
 Policy = Literal["auto", "on", "off"]
-Jitter = Annotated[float, Ge(0.0), Le(0.9)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preset:
-    """What may be done to images of one modality without changing what their captions say.
-
-    `mirror`: horizontal flips; `turn`: vertical flips and quarter turns; `rotation`: largest angle in degrees;
-    `brightness`, `contrast`, `gamma`: relative ranges (0.1 draws from 0.9 to 1.1); `color`: relative gain per channel.
-    """
-
-    mirror: bool = False
-    turn: bool = False
-    rotation: NonNegativeFloat = 5.0
-    brightness: Jitter = 0.1
-    contrast: Jitter = 0.1
-    gamma: Jitter = 0.1
-    color: Jitter = 0.0
-
-
-# For modalities that are not listed: nothing that could contradict a caption, intensity changes that a reader would
-# hardly notice.
-CONSERVATIVE: Final = Preset()
-
-PRESETS: Final[dict[str, Preset]] = {
-    # A mirrored chest film shows dextrocardia and puts "left effusion" on the right. Patients stand a few degrees
-    # off; exposure and detector curves differ widely between machines.
-    "xray": Preset(rotation=7.0, brightness=0.15, contrast=0.2, gamma=0.2),
-    # Views are named by side (RCC, LMLO). Calcifications live in fine contrast, so less of it than for X-ray.
-    "mammography": Preset(rotation=5.0, brightness=0.1, contrast=0.1, gamma=0.1),
-    # Grey levels are Hounsfield units through a window: shifting them far makes fat of water. Liver and spleen
-    # must keep their sides.
-    "ct": Preset(rotation=7.0, brightness=0.05, contrast=0.1, gamma=0.05),
-    # Grey levels have no unit and differ by coil and sequence, but their order tells T1 from T2: no inversion.
-    "mri": Preset(rotation=7.0, brightness=0.15, contrast=0.2, gamma=0.2),
-    # The probe marker fixes the side, depth grows downwards, the sector stands upright. Gain is set by hand.
-    "ultrasound": Preset(rotation=5.0, brightness=0.2, contrast=0.2, gamma=0.15),
-    # The disc lies nasally: a flip turns a right eye into a left one. Colour is a finding (pallor, haemorrhage).
-    "fundus": Preset(rotation=10.0, brightness=0.15, contrast=0.15, gamma=0.1),
-    # B-scans: layers are ordered from top to bottom and nasal/temporal from side to side; the retina tilts freely.
-    "oct": Preset(rotation=5.0, brightness=0.15, contrast=0.15, gamma=0.15),
-    # The camera rolls in the lumen, but sides are reported (otoscopy, laryngoscopy), and colour is a finding.
-    "endoscopy": Preset(rotation=15.0, brightness=0.15, contrast=0.15, gamma=0.1),
-    # A section lies on the slide any way round. Stain strength varies by laboratory, its hue carries meaning
-    # (haematoxylin against eosin, positive against negative immunostain): gains only, and small ones.
-    "histology": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.15, gamma=0.1, color=0.05),
-    # The dermatoscope is put on at any angle. Colours are criteria (blue-white veil): white balance only.
-    "dermoscopy": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.1, gamma=0.1, color=0.03),
-    # Cells have no up and no side. Channels may be fluorophores or stains, so they keep their balance.
-    "microscopy": Preset(mirror=True, turn=True, rotation=0.0, brightness=0.1, contrast=0.15, gamma=0.1),
-}
-
-_NAMES: Final[dict[str, str]] = {
-    alias: modality
-    for modality, aliases in {
-        "xray": "x ray|xr|radiograph|radiography|plain radiograph|cxr|chest x ray|chest xray|chest radiograph|dx|cr|dr",
-        "mammography": "mammogram|mg|digital breast tomosynthesis|dbt",
-        "ct": "computed tomography|ct scan|cta|cbct|hrct",
-        "mri": "mr|magnetic resonance|magnetic resonance imaging|mr imaging|mra|fmri",
-        "ultrasound": "us|ultrasonography|sonography|echo|echocardiography|doppler ultrasound",
-        "fundus": "fundus photography|fundus photograph|color fundus photography|colour fundus photography|cfp"
-        "|retina|retinal|retinal photography",
-        "oct": "optical coherence tomography",
-        "endoscopy": "colonoscopy|gastroscopy|bronchoscopy|cystoscopy|laparoscopy|laryngoscopy|otoscopy",
-        "histology": "histopathology|pathology|wsi|whole slide image|h&e|he|immunohistochemistry|ihc",
-        "dermoscopy": "dermatoscopy|dermoscopic",
-        "microscopy": "cytology|blood smear|blood smear microscopy|light microscopy|fluorescence microscopy"
-        "|electron microscopy|bone marrow smear",
-    }.items()
-    for alias in (modality, *aliases.split("|"))
-}
 
 
 @config
@@ -112,6 +40,9 @@ class AugmentConfig:
 
     enabled: bool = True
     """False gives training the images of evaluation."""
+    backend: Literal["builtin", "albumentations"] = "builtin"
+    """Who varies intensities and arrangement after the crop. Ranges and presets are the same; albumentations (extra
+    `aug`) draws brightness, contrast and gamma as its transforms do and is slower."""
     scale: tuple[float, float] = (0.6, 1.0)
     """Area of the crop as a share of what evaluation shows. 0.6 is ConVIRT's; smaller crops miss findings."""
     ratio: tuple[float, float] = (0.9, 1.11)
@@ -137,36 +68,43 @@ class AugmentConfig:
             raise ValueError(f"augment.ratio must satisfy 0 < low <= high, got {self.ratio}")
 
 
-def preset_for(modality: str) -> Preset:
-    """The preset of a modality by any of its usual names ("CXR", "X-ray", "H&E"); `CONSERVATIVE` for any other.
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What may be done to one image after its crop: its modality's preset, as config and caption leave it.
+
+    Flips and turns are allowed (then they come by chance) or not; `rotation` is the largest angle in degrees, the
+    others are relative ranges as in `Preset`.
+    """
+
+    horizontal_flip: bool
+    vertical_flip: bool
+    quarter_turns: bool
+    rotation: float
+    brightness: float
+    contrast: float
+    gamma: float
+    color: float
+
+
+def changes_for(augment: AugmentConfig, modality: str, caption: str) -> Changes:
+    """The values of `augment`, and for what it leaves open those of the modality; a named side stops "auto" flips.
 
     Example:
-        >>> preset_for("Chest X-ray").mirror, preset_for("histopathology").mirror
-        (False, True)
+        >>> changes_for(AugmentConfig(rotation=2.0), "CT", "").rotation
+        2.0
     """
-    name = " ".join(re.sub(r"[-_/]", " ", modality.casefold()).split())
-    return PRESETS[_NAMES[name]] if name in _NAMES else CONSERVATIVE
-
-
-_SIDES: Final = re.compile(
-    r"\b(?:left|right|sinist|dextr|levo|mirror|situs)|nasal|temporal|clockwise"
-    r"|\bo'?\s?clock\b|\b(?:od|os|lul|lll|rul|rml|rll|ruq|rlq|luq|llq|lca|rca|lad|rcc|lcc|rmlo|lmlo)\b",
-    re.IGNORECASE,
-)
-# Single letters count only as capitals: "L kidney", "R > L", but not "l-shaped" or "r = 0.3".
-_SIDE_LETTER: Final = re.compile(r"\b[LR]\b")
-
-
-def states_laterality(caption: str) -> bool:
-    """Whether an English caption names a side, so that mirroring its image could make it untrue.
-
-    Errs towards yes ("a temporal trend" counts): a needless yes costs one flip, a wrong no teaches a falsehood.
-
-    Example:
-        >>> states_laterality("Left-sided pleural effusion"), states_laterality("bilateral opacities")
-        (True, False)
-    """
-    return bool(_SIDES.search(caption) or _SIDE_LETTER.search(caption))
+    preset = preset_for(modality)
+    sides = states_laterality(caption)
+    return Changes(
+        horizontal_flip=_allowed(augment.horizontal_flip, preset.mirror, sides),
+        vertical_flip=_allowed(augment.vertical_flip, preset.turn, sides),
+        quarter_turns=_allowed(augment.quarter_turns, preset.turn, sides),
+        rotation=_either(augment.rotation, preset.rotation),
+        brightness=_either(augment.brightness, preset.brightness),
+        contrast=_either(augment.contrast, preset.contrast),
+        gamma=_either(augment.gamma, preset.gamma),
+        color=_either(augment.color, preset.color),
+    )
 
 
 def eval_image(image: UInt8[np.ndarray, "H W C"], preprocess: Preprocess) -> UInt8[Tensor, "3 S S"]:
@@ -237,21 +175,36 @@ def view_of_crop(
     caption: str,
 ) -> UInt8[Tensor, "3 S S"]:
     """Everything of `train_image` that follows the crop: resizing, intensity, rotation, flips and turns."""
-    preset = preset_for(modality)
+    changes = changes_for(augment, modality, caption)
     pixels = _resize_crop(_to_tensor(crop), preprocess)
-    pixels = _jitter(pixels, preset, augment, draws[4:10])
-    pixels = _frame(pixels, preprocess)
-    pixels = _rotate(pixels, _either(augment.rotation, preset.rotation) * (2.0 * draws[10] - 1.0), preprocess)
-    sides = states_laterality(caption)
-    if _allowed(augment.horizontal_flip, preset.mirror, sides) and draws[11] < 0.5:
+    match augment.backend:
+        case "builtin":
+            pixels = _frame(_jitter(pixels, changes, draws[4:10]), preprocess)
+            pixels = _arrange(pixels, changes, draws[10:], preprocess)
+        case "albumentations":
+            from clip_med.data.albumentations_backend import arrange, vary
+
+            varied = vary(pixels.permute(1, 2, 0).numpy(), changes, draws[4:])
+            pixels = _frame(_to_tensor(varied), preprocess)
+            turned = arrange(pixels.permute(1, 2, 0).numpy(), changes, draws[4:], preprocess.fill_color)
+            pixels = _to_tensor(turned)
+    return _three_channels(pixels)
+
+
+def _arrange(
+    pixels: UInt8[Tensor, "C S S"], changes: Changes, draws: Float64[np.ndarray, "3"], preprocess: Preprocess
+) -> UInt8[Tensor, "C S S"]:
+    """Rotation, then flips and quarter turns where they are allowed."""
+    pixels = _rotate(pixels, changes.rotation * (2.0 * draws[0] - 1.0), preprocess)
+    if changes.horizontal_flip and draws[1] < 0.5:
         pixels = F.horizontal_flip(pixels)
     # One number for vertical flip (two halves) and quarter turn (four quarters): its first three bits.
-    eighth = int(draws[12] * 8)
-    if _allowed(augment.vertical_flip, preset.turn, sides) and eighth >= 4:
+    eighth = int(draws[2] * 8)
+    if changes.vertical_flip and eighth >= 4:
         pixels = F.vertical_flip(pixels)
-    if _allowed(augment.quarter_turns, preset.turn, sides):
+    if changes.quarter_turns:
         pixels = torch.rot90(pixels, eighth % 4, dims=(-2, -1))
-    return _three_channels(pixels)
+    return pixels
 
 
 def _allowed(policy: Policy, by_modality: bool, sides: bool) -> bool:
@@ -315,14 +268,14 @@ def _resize_crop(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt
 
 
 def _jitter(
-    pixels: UInt8[Tensor, "C H W"], preset: Preset, augment: AugmentConfig, draws: Float64[np.ndarray, "6"]
+    pixels: UInt8[Tensor, "C H W"], changes: Changes, draws: Float64[np.ndarray, "6"]
 ) -> UInt8[Tensor, "C H W"]:
     """Gamma, contrast about the mean, brightness and channel gains in one table of 256 entries: rounded only once."""
     spread = 2.0 * draws - 1.0
-    brightness = 1.0 + _either(augment.brightness, preset.brightness) * spread[0]
-    contrast = 1.0 + _either(augment.contrast, preset.contrast) * spread[1]
-    gamma = math.exp(_either(augment.gamma, preset.gamma) * spread[2])
-    gains = 1.0 + _either(augment.color, preset.color) * spread[3:6]
+    brightness = 1.0 + changes.brightness * spread[0]
+    contrast = 1.0 + changes.contrast * spread[1]
+    gamma = math.exp(changes.gamma * spread[2])
+    gains = 1.0 + changes.color * spread[3:6]
     if brightness == contrast == gamma == 1.0 and bool((gains == 1.0).all()):
         return pixels  # each level would be rounded back to itself
     levels = _LEVELS**gamma
@@ -333,7 +286,7 @@ def _jitter(
     channels = pixels.shape[0]
     tables = levels[None, :] * (gains[:, None] if channels == 3 else 1.0)
     tables = np.clip(np.rint(tables * 255.0), 0, 255).astype(np.uint8)
-    if len(np.unique(tables, axis=0)) == 1:
+    if (tables == tables[0]).all():
         return _looked_up(values, tables[0])
     return torch.stack([_looked_up(values[c], tables[c]) for c in range(channels)])
 
@@ -364,15 +317,12 @@ def _rotate(pixels: UInt8[Tensor, "C S S"], degrees: float, preprocess: Preproce
 
 
 __all__ = [
-    "CONSERVATIVE",
     "DRAWS",
-    "PRESETS",
     "AugmentConfig",
-    "Preset",
+    "Changes",
+    "changes_for",
     "crop_box",
     "eval_image",
-    "preset_for",
-    "states_laterality",
     "train_image",
     "view_of_crop",
 ]

@@ -18,6 +18,7 @@ from jaxtyping import Int64
 from torch.utils.data import Dataset
 
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
+from clip_med.data.albumentations_backend import require_albumentations
 from clip_med.data.augment import AugmentConfig, eval_image
 from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
 from clip_med.data.captions import CaptionPolicy, draw_caption
@@ -114,7 +115,8 @@ class TrainLoader(Iterator[Batch]):
             sources: where each source lies in `shards`, for the count of what was drawn (`mix`).
 
         Raises:
-            ValueError: G is not a multiple of `world_size`, or another argument is out of range.
+            ValueError: G is not a multiple of `world_size`, another argument is out of range, or the augmentation's
+                backend is not installed.
         """
         if world_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"rank must lie in 0 .. world_size - 1, got rank {rank} of world_size {world_size}")
@@ -126,6 +128,8 @@ class TrainLoader(Iterator[Batch]):
             raise ValueError(f"order is made for global batches of {order.batch_size}, got {global_batch}")
         if start < 0 or (order.batch_size is not None and start % order.batch_size):
             raise ValueError(f"start must be at least 0 and whole batches of {order.batch_size or 1}, got {start}")
+        if config.augment.enabled and config.augment.backend == "albumentations":
+            require_albumentations()
         self.global_batch = global_batch
         self.position = start
         self.bad_samples = 0

@@ -14,16 +14,9 @@ from torchvision.transforms.v2 import functional as F
 
 from clip_med.config import validate
 from clip_med.data import augment as module
-from clip_med.data.augment import (
-    CONSERVATIVE,
-    PRESETS,
-    AugmentConfig,
-    eval_image,
-    preset_for,
-    states_laterality,
-    train_image,
-)
+from clip_med.data.augment import AugmentConfig, changes_for, eval_image, train_image
 from clip_med.data.images import Preprocess
+from clip_med.data.presets import PRESETS
 
 STILL = {"rotation": 0.0, "brightness": 0.0, "contrast": 0.0, "gamma": 0.0, "color": 0.0}
 WHOLE = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -264,7 +257,7 @@ def test_intensity_follows_its_formula() -> None:
     image = photograph(40, 40, 3)
     draws = np.array([0.9, 0.2, 0.7, 0.1, 0.5, 1.0])
     config = AugmentConfig(brightness=0.2, contrast=0.3, gamma=0.1, color=0.05)
-    ours = module._jitter(torch.as_tensor(image).permute(2, 0, 1), CONSERVATIVE, config, draws)
+    ours = module._jitter(torch.as_tensor(image).permute(2, 0, 1), changes_for(config, "", ""), draws)
     gamma = np.exp(0.1 * 0.4)
     values = (image / 255.0) ** gamma
     mean = (image.mean() / 255.0) ** gamma
@@ -294,84 +287,6 @@ def test_colour_moves_only_where_allowed() -> None:
             spread = max(spread, int(image.amax() - image.amin()))
         assert (spread > 0) == (modality in ("histology", "dermoscopy")), modality
         assert spread <= 16
-
-
-@pytest.mark.parametrize(
-    ("name", "modality"),
-    [
-        ("X-ray", "xray"),
-        ("CXR", "xray"),
-        ("chest_xray", "xray"),
-        ("Chest X-Ray", "xray"),
-        ("CT", "ct"),
-        ("MRI", "mri"),
-        ("ultrasound", "ultrasound"),
-        ("Mammography", "mammography"),
-        ("fundus", "fundus"),
-        ("OCT", "oct"),
-        ("H&E", "histology"),
-        ("Histopathology", "histology"),
-        ("dermatoscopy", "dermoscopy"),
-        ("blood smear microscopy", "microscopy"),
-        ("colonoscopy", "endoscopy"),
-    ],
-)
-def test_usual_names_find_their_preset(name: str, modality: str) -> None:
-    assert preset_for(name) is PRESETS[modality]
-
-
-def test_unknown_modalities_are_treated_conservatively() -> None:
-    assert preset_for("hyperspectral thermography") is CONSERVATIVE
-    assert preset_for("") is CONSERVATIVE
-    assert not CONSERVATIVE.mirror
-    assert not CONSERVATIVE.turn
-    assert {name for name, preset in PRESETS.items() if preset.mirror or preset.turn} == set(FREE)
-    assert len(PRESETS) == 11
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "Left lower lobe pneumonia",
-        "right-sided effusion",
-        "LEFT VENTRICLE ENLARGED",
-        "opacity leftwards of the hilum",
-        "nasal to the disc",
-        "temporal pallor",
-        "inferotemporal arcade haemorrhage",
-        "dextrocardia",
-        "situs inversus",
-        "stenosis of the LAD",
-        "RLL consolidation",
-        "fundus OD",
-        "R kidney 11 cm",
-        "marker at L",
-        "lesion at 3 o'clock",
-        "mass at 10 o clock",
-    ],
-)
-def test_captions_that_state_a_side(caption: str) -> None:
-    assert states_laterality(caption)
-
-
-@pytest.mark.parametrize(
-    "caption",
-    [
-        "",
-        "bilateral opacities",
-        "adenocarcinoma of the lung",
-        "bright field image",
-        "L4 vertebra",
-        "lateral view",
-        "unilateral",
-        "T-cell lymphoma, grade 2",
-        "cleft lip",
-        "r = 0.3",
-        "code and body",
-    ],
-)
-def test_captions_that_do_not(caption: str) -> None:
-    assert not states_laterality(caption)
 
 
 def test_config_checks_its_ranges() -> None:
