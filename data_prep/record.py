@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from clip_med.config import PositiveInt, config
 from clip_med.data.sample import Sample, keyed_hash
 from data_prep.captions import captions_for
+from data_prep.scrub import Scrubber
 
 SPLIT_NAMES: Final = ("train", "val", "test")
 # A split becomes a folder; more of them than this is a column of something else.
@@ -35,6 +36,8 @@ class ShardSettings:
     max_side: PositiveInt | None = None
     """Scale larger images down to this, in pixels."""
     samples_per_shard: PositiveInt = 1000
+    scrub: bool = False
+    """Replace what identifies people in captions, as far as rules find it."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail at the first sample."""
@@ -57,6 +60,7 @@ class Record:
         identity: unique within the dataset; hashed to the key.
         group: patient or case; empty: the sample is a group of its own.
         captions: empty: written from the labels by templates.
+        seeds: names and numbers of the patient, for the scrubber.
         where: what `open_image` of the source needs beside the path (a frame, a slice, a place in an array).
     """
 
@@ -75,6 +79,7 @@ class Record:
     licence: str = ""
     spacing_mm: tuple[float, ...] | None = None
     provenance: Mapping[str, str] | None = None
+    seeds: tuple[str, ...] = ()
     where: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
 
 
@@ -195,6 +200,7 @@ class Plan:
         self._settings = source.settings
         self._secret = secret
         self._templates = templates
+        self._scrubber = Scrubber(secret)
         self._rendered: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
 
     def __iter__(self) -> Iterator[Task | Rejection]:
@@ -218,7 +224,7 @@ class Plan:
         settings = self._settings
         modality = settings.modality or record.modality or "unknown"
         group = keyed_hash(self._secret, "group", dataset, record.group or record.identity)
-        captions = record.captions or self._captions(record.labels, modality)
+        captions = self._scrubbed(record, group) or self._captions(record.labels, modality)
         return Task(
             row=record.row,
             path=record.path,
@@ -238,6 +244,12 @@ class Plan:
             spacing_mm=record.spacing_mm,
             provenance=record.provenance,
         )
+
+    def _scrubbed(self, record: Record, group: str) -> tuple[str, ...]:
+        if not self._settings.scrub:
+            return record.captions
+        seeds = (*record.seeds, record.group, record.study)
+        return tuple(self._scrubber.scrub(caption, group=group, seeds=seeds) for caption in record.captions)
 
     def _captions(self, labels: tuple[str, ...], modality: str) -> tuple[str, ...]:
         if (labels, modality) not in self._rendered:

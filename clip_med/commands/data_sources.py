@@ -48,6 +48,11 @@ def add_source(
     )
     parser.add_argument("--templates", metavar="FILE.yaml", type=Path, help="sentences for samples with a label only")
     parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
+    parser.add_argument(
+        "--scrub",
+        action="store_true",
+        help="replace names, dates, numbers, addresses in captions, as far as rules find them (see docs/data_prep.md)",
+    )
     parser.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="default 1000")
     parser.add_argument(
         "--secret", metavar="FILE", type=Path, help="key of the hashes; default: OUT.secret, beside OUT"
@@ -61,7 +66,7 @@ def add_source(
 
 def shared_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that every source has, as values for its configuration."""
-    names = ("modality", "dataset", "split", "max_side", "samples_per_shard")
+    names = ("modality", "dataset", "split", "max_side", "samples_per_shard", "scrub")
     return {
         "fractions": list(arguments.fractions),
         "templates": None if arguments.templates is None else str(arguments.templates),
