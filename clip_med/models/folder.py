@@ -16,6 +16,7 @@ from clip_med.config import nearest
 from clip_med.data.images import Preprocess
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
+from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.lora import merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
@@ -40,7 +41,10 @@ def build_model(config: ModelConfig) -> DualEncoder:
         case TwoTowerModel():
             return two_tower(config)
         case FolderModel():
-            return load_folder(resolve_folder(config.path))
+            encoder = load_folder(resolve_folder(config.path))
+            if config.context_length is None:
+                return encoder
+            return extend_context(encoder, config.context_length, keep=config.keep_positions)
 
 
 @functools.cache
