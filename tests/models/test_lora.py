@@ -211,6 +211,28 @@ def test_merged_folders_equal_adapted_models_here_and_in_open_clip(kind: str, tm
     assert {name for name in saved if ".lora_" not in name} < set(merged_state(encoder.clip))
 
 
+def test_batch_statistics_of_unlocked_layers_go_with_the_adapters(tmp_path: Path) -> None:
+    def build() -> DualEncoder:
+        torch.manual_seed(0)
+        text = HFTower(path=str(tmp_path / "bert"), context_length=40)
+        image = TimmTower(name="test_efficientnet", image_size=64)
+        return build_model(TwoTowerModel(image=image, text=text, embed_dim=16))
+
+    write_bert(tmp_path / "bert", weights=True)
+    encoder = build()
+    add_lora(encoder, LoRAConfig(rank=2, image=False))
+    freeze(encoder, image="trunk", text="trunk", unlock_image=2)
+    encoder.train()
+    features(encoder)
+    save_folder(encoder, tmp_path / "saved")
+    again = build()
+    load_adapters(again, tmp_path / "saved")
+    expected = merged_state(encoder.clip)
+    assert all(torch.equal(value, expected[name]) for name, value in merged_state(again.clip).items())
+    start = build().clip.state_dict()
+    assert sum(not torch.equal(start[name], expected[name]) for name in start if "running_mean" in name) > 2
+
+
 def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
     encoder = build_model(VIT)
     add_lora(encoder, EVERYTHING)
