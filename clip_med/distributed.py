@@ -73,12 +73,12 @@ def gather_with_gradient(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "G *
     return _Gather.apply(rows)  # pyright: ignore[reportReturnType]
 
 
-def gather_objects(value: T) -> list[T]:
-    """What each rank gives, in rank order; for small plain values."""
+def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
+    """What each rank gives, in rank order; for small plain values. `group`: another one of all ranks."""
     if world_size() == 1:
         return [value]
     gathered: list[Any] = [None] * world_size()
-    dist.all_gather_object(gathered, value)
+    dist.all_gather_object(gathered, value, group=group)
     return gathered
 
 

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -148,20 +149,25 @@ def merged_state(clip: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def save_adapters(encoder: DualEncoder, directory: Path) -> None:
+def adapter_tensors(encoder: DualEncoder) -> dict[str, Tensor]:
+    """The live adapters, the other parameters that train, and batch statistics, which unlocked layers change."""
+    return {
+        name: tensor
+        for name, tensor in _tensors(encoder.clip).items()
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    }
+
+
+def save_adapters(encoder: DualEncoder, directory: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write `lora.safetensors` and `lora.json` into a model folder.
 
-    The first holds adapters, the other parameters that train, and batch statistics, which unlocked layers change.
+    Args:
+        tensors: contiguous copies of `adapter_tensors` on the CPU.
     """
     from safetensors.torch import save_file
 
     assert encoder.lora is not None, "an encoder without adapters has none to save"
-    trained = {
-        name: tensor.detach().cpu().clone().contiguous()
-        for name, tensor in _tensors(encoder.clip).items()
-        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
-    }
-    save_file(trained, directory / ADAPTERS_NAME)
+    save_file(dict(tensors), directory / ADAPTERS_NAME)
     document = {"lora": asdict(encoder.lora.config), "base_sha256": encoder.lora.base_digest}
     (directory / DESCRIPTION_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -246,6 +252,7 @@ __all__ = [
     "DESCRIPTION_NAME",
     "AppliedLoRA",
     "LowRank",
+    "adapter_tensors",
     "add_lora",
     "load_adapters",
     "merged_state",

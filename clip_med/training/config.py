@@ -76,6 +76,24 @@ class TrainConfig:
     """A checkpoint each time that so many samples have been seen, besides those at the end and on a stop signal."""
     keep: PositiveInt = 2
     """Checkpoints that are kept; with 2, damage to the newest costs one interval and not the run."""
+    async_checkpoint: bool = False
+    """Write checkpoints while training goes on, from a copy in memory; the last one of a run is waited for."""
+    max_failed_saves: PositiveInt = 3
+    """Saves in a row that may fail (a full disk, say) before the run stops; the last of a run may not."""
+    time_limit_minutes: PositiveFloat | None = None
+    """Stop early enough for a checkpoint to be written before so many minutes have passed since the run was opened."""
+    watchdog_seconds: PositiveFloat | None = 1800.0
+    """A process that ends no step for so long dumps its stacks and exits with code 75 (evaluation and compiling: four
+    times as long); None: never."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """After a loss or gradient that is no number: stop; skip: no update for this batch; rewind: back to the weights of
+    the last checkpoint of the schedule, and on with the batch after this one."""
+    on_spike: Literal["off", "stop", "skip", "rewind"] = "off"
+    """The same for a loss above median + `spike_deviations` x (median absolute deviation) of `spike_window` steps."""
+    spike_window: PositiveInt = 100
+    spike_deviations: PositiveFloat = 20.0
+    max_bad_steps: PositiveInt = 10
+    """Skipped or rewound in a row; one more stops the run."""
     eval_every_samples: PositiveInt | None = None
     """Evaluate during training; None: at the end only."""
     tensorboard: bool = False
@@ -97,6 +115,17 @@ class TrainConfig:
         ):
             if groups and policy == "none":
                 raise ValueError(f"unlock_{tower}: {groups} needs lock_{tower}: trunk or all; the tower is not locked")
+
+    def save_due(self, step: int) -> bool:
+        """Whether `step` steps have reached or passed a multiple of `save_every_samples`."""
+        return self._due(step, self.save_every_samples)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether `step` steps have reached or passed a multiple of `eval_every_samples`."""
+        return self.eval_every_samples is not None and self._due(step, self.eval_every_samples)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step * self.batch_size // every > (step - 1) * self.batch_size // every
 
     def total_steps(self, samples_per_epoch: int) -> int:
         """Whole batches in the run.

@@ -6,7 +6,6 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 import torch.distributed as dist
@@ -17,6 +16,7 @@ from clip_med.distributed import rank, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import TrainConfig
+from clip_med.training.stop import REASONS
 from clip_med.training.teacher import Distillation
 from clip_med.training.watch import NonFiniteError, describe_gradients, describe_loss
 
@@ -118,20 +118,17 @@ def _parallel(towers: _Towers) -> nn.Module:
     return nn.parallel.DistributedDataParallel(towers, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-_SIGNAL_NAMES: Final = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
-
-
 def _agree(value: float, received: str | None) -> tuple[float, str | None]:
-    """Mean loss over the ranks, and a stop signal if any rank has one: all ranks stop at the same step."""
+    """Mean loss over the ranks, and a reason to stop if any rank has one: all ranks stop at the same step."""
     if world_size() == 1:
         return value, received
-    code = 0 if received is None else 1 + _SIGNAL_NAMES.index(received)
+    code = 0 if received is None else 1 + REASONS.index(received)
     device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     gathered = [torch.zeros(2, dtype=torch.float64, device=device) for _ in range(world_size())]
     dist.all_gather(gathered, torch.tensor([value, code], dtype=torch.float64, device=device))
     table = torch.stack(gathered).cpu()
     highest = int(table[:, 1].max())
-    return float(table[:, 0].mean()), None if highest == 0 else _SIGNAL_NAMES[highest - 1]
+    return float(table[:, 0].mean()), None if highest == 0 else REASONS[highest - 1]
 
 
 def _step_seed(seed: int, step: int) -> int:
