@@ -19,6 +19,7 @@ from clip_med.models.config import ResNetModel
 from clip_med.models.folder import load_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.checkpoint import CheckpointError, sorted_checkpoints
+from clip_med.training.config import ScheduleConfig
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.trainer import NonFiniteError, StepReport
@@ -228,6 +229,25 @@ def test_a_loss_at_chance_is_reported(
         pretrain(tiny_config(shards, save_every_samples=96, optim=OptimConfig(lr=1e-12)), tmp_path / "run")
     assert "step 8: the mean loss of the last 8 steps" in caplog.text
     assert "tells nothing apart has 2.0794" in caplog.text
+
+
+def test_images_tokens_and_groups_travel_without_waiting(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies from pinned memory run beside the device's work only where nobody waits for them."""
+    travelled: list[tuple[torch.dtype, int, bool]] = []
+    plain = torch.Tensor.to
+
+    def recorded(self: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        if arguments and isinstance(arguments[0], torch.device):
+            travelled.append((self.dtype, self.ndim, named.get("non_blocking", False)))
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    pretrain(tiny_config(shards, samples=8, schedule=ScheduleConfig(warmup_samples=0)), tmp_path / "run")
+    assert (torch.uint8, 4, True) in travelled
+    assert travelled.count((torch.int64, 2, True)) == 2
+    assert not [one for one in travelled if one[0] in (torch.uint8, torch.int64) and not one[2]]
 
 
 class Counting:
