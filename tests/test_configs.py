@@ -12,6 +12,7 @@ from clip_med.models.config import TwoTowerModel
 from clip_med.models.folder import build_model
 from clip_med.pretrain import PretrainConfig
 from clip_med.training.optim import learning_rate
+from slurm.job import JobSpec
 from zero_shot.config import EvalConfig
 
 SHIPPED = sorted(configs_root().rglob("*.yaml"))
@@ -22,6 +23,9 @@ def test_the_number_of_configurations_is_known() -> None:
         "eval/corpus.yaml",
         "pretrain/corpus_small.yaml",
         "pretrain/demo.yaml",
+        "slurm/gpu.yaml",
+        "slurm/local.yaml",
+        "slurm/preemptible.yaml",
     ]
 
 
@@ -31,7 +35,7 @@ def test_it_loads_and_has_a_header(path: Path) -> None:
     assert len(header) >= 3
     assert any("Command: clip-med " in line for line in header)
     loaded = load_config(config_class(path), path)
-    assert isinstance(loaded, PretrainConfig | EvalConfig)
+    assert isinstance(loaded, PretrainConfig | EvalConfig | JobSpec)
     if isinstance(loaded, PretrainConfig):
         # The schedule fits runs of the data that the header names (7,000 images or more).
         samples = loaded.train.total_steps(7000) * loaded.train.batch_size

@@ -56,7 +56,7 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def config_class(path: Path | str) -> type[Any]:
-    """The class of a configuration file: one with `tasks` is an evaluation, any other a pretraining run."""
+    """The class of a file: with `tasks` an evaluation, with `nodes` a Slurm job, any other a pretraining run."""
     from clip_med.config import find_config
     from clip_med.config.yaml_source import read_yaml
 
@@ -65,6 +65,10 @@ def config_class(path: Path | str) -> type[Any]:
         from zero_shot.config import EvalConfig
 
         return EvalConfig
+    if isinstance(values, dict) and "nodes" in values:
+        from slurm.job import JobSpec
+
+        return JobSpec
     from clip_med.pretrain import PretrainConfig
 
     return PretrainConfig

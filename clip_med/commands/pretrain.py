@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ def add_parser(commands: Any) -> None:
         help=text,
         description=text + ". Any value of the configuration can be given as --KEY VALUE.",
         epilog="example: clip-med pretrain configs/pretrain/demo.yaml --run runs/first --train.seed 1 "
-        "--train.optim.lr 3e-4. On several GPUs: torchrun --nproc-per-node 8 -m clip_med pretrain ...",
+        "--train.optim.lr 3e-4. On several GPUs: torchrun --nproc-per-node 8 -m -- clip_med pretrain ...",
         allow_abbrev=False,
     )
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or the name of a shipped one")
@@ -36,6 +37,11 @@ def add_parser(commands: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
+    if "SLURM_JOB_ID" in os.environ:
+        from clip_med.training.stop import hold_back
+
+        # Before torch is imported.
+        hold_back()
     from clip_med.commands.progress import TrainDisplay
     from clip_med.config import load_config
     from clip_med.pretrain import PretrainConfig, pretrain

@@ -49,7 +49,8 @@ class RemoteConfig:
     """
 
     cache: Path | None = None
-    """Folder of the cache; None: clip-med/shards under $XDG_CACHE_HOME or ~/.cache. Processes may share it."""
+    """Folder of the cache; None: clip-med/shards under $XDG_CACHE_HOME or ~/.cache, in a Slurm job under $SLURM_TMPDIR
+    or $TMPDIR if set. Processes may share it: the ranks of a node download each shard once."""
     cache_gib: PositiveFloat = 100.0
     """Bound of the cache in GiB (2**30 bytes), besides downloads that are under way."""
     mode: Literal["fetch", "range"] = "fetch"
@@ -366,7 +367,9 @@ def _path(url: str) -> str:
 
 
 def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-med" / "shards"
+    """In a Slurm job on the node's own disk, if it names one: homes are shared by all nodes, and slow."""
+    local = os.environ.get("SLURM_TMPDIR") or os.environ.get("TMPDIR") if "SLURM_JOB_ID" in os.environ else None
+    return Path(local or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "clip-med" / "shards"
 
 
 __all__ = ["SCHEMES", "RemoteConfig", "RemoteError", "ShardStore", "redacted", "scheme_of"]

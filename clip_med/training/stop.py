@@ -11,10 +11,24 @@ from typing import Any, Final
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
+# Not Ctrl-C: who presses it waits for the program to end.
+_HELD_BACK: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+def hold_back() -> None:
+    """Let the stop signals of a batch system wait until `StopSignals` can note them.
+
+    A job may be preempted while its ranks still import torch, for 5 to 20 s; dying of the signal would look like a
+    crash. Threads and processes that are started meanwhile inherit this.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+
+
 class StopSignals:
     """While open, notes the first stop signal in `received`; a second Ctrl-C interrupts at once.
 
-    Python only runs handlers in the main thread of a process: elsewhere nothing is caught.
+    Signals that waited since `hold_back` arrive on opening. Python only runs handlers in the main thread of a process:
+    elsewhere nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -25,6 +39,7 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._note)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _HELD_BACK)
         return self
 
     def __exit__(
@@ -39,4 +54,4 @@ class StopSignals:
         self.received = self.received or signal.Signals(number).name
 
 
-__all__ = ["SIGNALS", "StopSignals"]
+__all__ = ["SIGNALS", "StopSignals", "hold_back"]
