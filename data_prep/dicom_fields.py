@@ -186,6 +186,12 @@ def _code(dataset: Dataset, name: str) -> str:
     return value.strip().upper() if isinstance(value, str) else ""
 
 
+def capped_age(dataset: Dataset) -> str:
+    """PatientAge as DICOM writes it, 090Y for everybody over 89; empty if it is none."""
+    years = _years(text := _code(dataset, "PatientAge"))
+    return "" if years is None else "090Y" if years >= 90 else text
+
+
 def _years(text: str) -> int | None:
     match = _AGE.fullmatch(text)
     if match is None:
@@ -208,6 +214,7 @@ __all__ = [
     "TAGS",
     "VIEWS",
     "CodedFields",
+    "capped_age",
     "coded_fields",
     "metadata_caption",
     "person_words",

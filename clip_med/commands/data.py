@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_med.commands import data_sources
+from clip_med.commands import data_privacy, data_sources
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -32,6 +32,7 @@ def add_parser(commands: Any) -> None:
         "--sheet", metavar="FILE", type=Path, help="write a contact sheet of evenly spread images (.png, .jpg)"
     )
     data_sources.add_sources(actions)
+    data_privacy.add_privacy(actions)
     _add_phantoms(actions)
 
 

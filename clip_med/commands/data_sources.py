@@ -199,4 +199,4 @@ def naming_extra(extra: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is not installed: pip install 'clip-med[{extra}]'") from error
 
 
-__all__ = ["add_source", "add_sources", "shared_settings"]
+__all__ = ["add_source", "add_sources", "folder", "naming_extra", "shared_settings"]

@@ -1,0 +1,119 @@
+"""Planted identifiers: none comes out of shards or de-identified files; a leak that is made on purpose is found."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.dataset import Dataset
+
+from clip_med.cli import main
+from clip_med.data.sample import keyed_hash
+from data_prep import audit, dicom_tree
+from data_prep.audit import audit_dicom, audit_text
+from data_prep.dicom_deidentify import deidentify
+from data_prep.dicom_fields import CodedFields
+from data_prep.planting import plant
+from data_prep.record import RejectedImageError
+from data_prep.scrub import shift_days
+from data_prep.secret_file import read_secret
+from tests.data_prep.dicom_files import ct_slice, write
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Path:
+    """Three slices and a file that is none."""
+    for number in range(3):
+        write(ct_slice(number), tmp_path / f"export/{number}.dcm")
+    (tmp_path / "export/readme.txt").write_text("MUELLER")
+    return tmp_path / "export"
+
+
+def test_none_of_the_planted_identifiers_comes_out(export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "audit", str(export), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["shards, planted"] == report["files, planted"] >= 3 * 43
+    assert report["shards, leaked"] == report["files, leaked"] == 0
+    assert report["shards, outputs"] == report["files, outputs"] == 3
+    assert "no guarantee" in report["note"]
+    # Forms that rules cannot find are planted too: an audit that finds no leak there measures nothing.
+    assert 0 < report["reports, leaked"] < 0.3 * report["reports, planted"]
+
+
+def test_planting_reaches_sequences_private_elements_and_the_preamble() -> None:
+    dataset = ct_slice(0)
+    planted = plant(dataset, 7)
+    assert len(planted) >= 43
+    assert len(set(planted.values())) == len(planted)
+    assert {"nested id", "private", "private sequence", "private bytes", "preamble", "overlay comment"} <= set(planted)
+    assert dataset.preamble.startswith(planted["preamble"].encode())
+
+
+def test_an_audit_finds_a_leak(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(fields: CodedFields, *, window: str = "") -> str:
+        return "Seen by Qx00100zw."
+
+    monkeypatch.setattr(dicom_tree, "metadata_caption", leaking)
+    found = audit_dicom(export)["shards"]
+    assert (found.leaked, found.places) == (1, {"PatientName": 1})
+    assert 1 / found.planted < found.upper < 10 / found.planted
+
+
+def test_what_rules_are_for_is_found_in_reports() -> None:
+    leaks = audit_text()
+    assert set(leaks.places) <= {"name without a title", "name in lower case", "relative or profession"}
+    assert leaks.planted == 3 * sum(map(len, audit.IDENTIFIERS.values()))
+
+
+def test_files_say_what_was_done_and_keep_what_training_needs(export: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean"
+    assert main(["data", "deidentify", str(export), "--out", str(out), "--json"]) == 0
+    files = [pydicom.dcmread(file) for file in sorted(out.glob("*.dcm"))]
+    assert len(files) == 3
+    refused = [json.loads(line) for line in (tmp_path / "clean.refused.jsonl").read_text().splitlines()]
+    assert [(line["path"], line["reason"]) for line in refused] == [("readme.txt", "not DICOM")]
+    originals = {ct_slice(number).PixelData for number in range(3)}
+    secret = read_secret(tmp_path / "clean.secret", out=out)
+    for dataset in files:
+        assert dataset.PixelData in originals
+        assert dataset.PatientIdentityRemoved == "YES"
+        assert [item.CodeValue for item in dataset.DeidentificationMethodCodeSequence] == ["113100", "113107", "113108"]
+        assert (dataset.PatientAge, dataset.PatientSex, dataset.Modality) == ("074Y", "F", "CT")
+        assert dataset.preamble == b"\0" * 128
+        assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID
+        assert dataset.SOPInstanceUID.startswith("2.25.")
+        assert not [element for element in dataset.iterall() if element.tag.is_private]
+    # Slices 0 and 1 are of one patient and study, 2 of another.
+    assert len({dataset.PatientID for dataset in files}) == len({dataset.StudyInstanceUID for dataset in files}) == 2
+    days = shift_days(secret, keyed_hash(secret, "group", "4711-0"))
+    moved = {dataset.StudyDate for dataset in files if dataset.PatientID == keyed_hash(secret, "group", "4711-0")}
+    assert moved == {(datetime.date(2024, 1, 31) + datetime.timedelta(days=days)).strftime("%Y%m%d")}
+    again = tmp_path / "again"
+    assert (
+        main(["data", "deidentify", str(export), "--out", str(again), "--secret", str(tmp_path / "clean.secret")]) == 0
+    )
+    assert {file.name: file.read_bytes() for file in out.glob("*.dcm")} == {
+        file.name: file.read_bytes() for file in again.glob("*.dcm")
+    }
+
+
+def test_a_file_in_which_something_is_left_is_refused() -> None:
+    hidden = ct_slice(0)
+    hidden.BodyPartExamined = "MUELLER"
+    with pytest.raises(RejectedImageError) as error:
+        deidentify(hidden, b"secret")
+    assert error.value.reason == "identifier left"
+    assert "MUELLER" not in str(error.value)
+    with pytest.raises(RejectedImageError, match="burned-in"):
+        deidentify(ct_slice(0, BurnedInAnnotation="YES"), b"secret")
+    deidentify(ct_slice(0, BurnedInAnnotation="YES"), b"secret", burned_in=True)
+
+
+def test_an_age_over_89_is_90() -> None:
+    dataset = ct_slice(0, PatientAge="101Y")
+    deidentify(dataset, b"secret")
+    assert dataset.PatientAge == "090Y"
+    assert isinstance(dataset, Dataset)
