@@ -79,6 +79,7 @@ def pretrain(
     evaluators: Sequence[Evaluator] = (),
     device: Literal["auto", "cpu", "cuda"] = "auto",
     allow_data_change: bool = False,
+    on_built: Callable[[DualEncoder], None] | None = None,
     on_start: Callable[[str], None] = log.info,
     on_step: Callable[[StepReport], None] | None = None,
 ) -> TrainSummary:
@@ -88,13 +89,14 @@ def pretrain(
         run: created if needed; see `RunFolder`.
         evaluators: called on the encoder during training and at its end.
         allow_data_change: continue a run whose shards or mixture have changed since its last checkpoint.
+        on_built: called on rank 0 with the model as it is before any training, at every start.
         on_start: receives lines that describe data, model and length before the first step.
         on_step: see `train`.
 
     Raises:
         ValueError: shards, model or run folder that do not fit; each names what and where.
     """
-    with process_group(device, timeout_seconds=config.train.parallel.timeout_seconds) as chosen:
+    with process_group(device) as chosen:
         data = open_training_data(
             config.data_sources(),
             config.mixture,
@@ -119,6 +121,8 @@ def pretrain(
                 on_start(f"adapters on {len(adapted)} weights: {trained:,} parameters")
             for line in data.describe(total_steps * config.train.batch_size) if config.sources else ():
                 on_start(line)
+            if on_built is not None and folder.writes:
+                on_built(encoder)
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
             teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
             pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None

@@ -21,6 +21,7 @@ SHIPPED = sorted(configs_root().rglob("*.yaml"))
 def test_the_number_of_configurations_is_known() -> None:
     assert [str(path.relative_to(configs_root())) for path in SHIPPED] == [
         "eval/corpus.yaml",
+        "pretrain/corpus_lora.yaml",
         "pretrain/corpus_small.yaml",
         "pretrain/demo.yaml",
         "slurm/gpu.yaml",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from clip_med.cli import build_parser
 from clip_med.config import validate
 from clip_med.pretrain import PretrainConfig
 
@@ -18,6 +19,19 @@ def test_the_yaml_of_the_data_page_is_valid() -> None:
     assert len(blocks) == 1
     config = validate(PretrainConfig, {"model": {"kind": "vit"}, **yaml.safe_load(blocks[0])})
     assert [source.name for source in config.sources] == ["pmc", "cxr"]
+
+
+def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
+    page = (DOCS / "adaptation.md").read_text()
+    blocks = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    configs = [validate(PretrainConfig, yaml.safe_load(block)) for block in blocks]
+    assert len(configs) == 5
+    assert [config.lora is not None for config in configs] == [False, False, True, False, False]
+    assert [config.distill is not None for config in configs] == [False, False, False, True, False]
+    commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        build_parser().parse_args(command.split())
 
 
 def test_the_files_that_the_pages_name_exist() -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from clip_med.data.loader import LoaderConfig
 from clip_med.data.sample import Sample
@@ -65,3 +68,14 @@ def tiny_config(shards: Path, **train: object) -> PretrainConfig:
         loader=LoaderConfig(workers=0),
         train=TrainConfig(**(settings | train)),  # type: ignore[arg-type]
     )
+
+
+def final_tensors(run: Path) -> dict[str, bytes]:
+    """Every tensor of the checkpoint that `latest.json` names: weights, optimiser and what else is in its state."""
+    folder = run / json.loads((run / "latest.json").read_text())["checkpoint"]
+    assert any(folder.glob("state/*.safetensors"))
+    return {
+        f"{file.parent.name}/{name}": tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        for file in folder.rglob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -84,10 +84,14 @@ class TaskReport:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None)."""
+    """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
+
+    `hits`: per classification task the top-1 of every image, 0 to 1, and the image's group.
+    """
 
     tasks: tuple[TaskReport, ...]
     mean_top1: Result | None
+    hits: Mapping[str, tuple[NDArray[np.float64], list[str]]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -169,18 +173,19 @@ def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress 
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [hits[name] for name in sorted(hits)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean)
+    return Evaluation(tuple(reports), mean, hits)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
     """The evaluation as the trainer takes it: a flat list, names preceded by their task's."""
 
-    def call(encoder: DualEncoder) -> list[Result]:
-        done = evaluate(encoder, config)
-        flat = [replace(result, name=f"{task.name}/{result.name}") for task in done.tasks for result in task.results]
-        return flat if done.mean_top1 is None else [done.mean_top1, *flat]
+    return lambda encoder: flat_results(evaluate(encoder, config))
 
-    return call
+
+def flat_results(done: Evaluation) -> list[Result]:
+    """The results of all tasks, names preceded by their task's; the mean top-1 first."""
+    flat = [replace(result, name=f"{task.name}/{result.name}") for task in done.tasks for result in task.results]
+    return flat if done.mean_top1 is None else [done.mean_top1, *flat]
 
 
 def _prepare(task: EvalTask, opened: dict[str, _ShardImages]) -> _Prepared:
@@ -347,4 +352,4 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator"]
+__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator", "flat_results"]

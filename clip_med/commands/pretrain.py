@@ -24,7 +24,11 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("config", metavar="CONFIG", type=Path, help="a YAML file, or the name of a shipped one")
     parser.add_argument("--run", metavar="DIR", type=Path, required=True, help="the run folder")
     parser.add_argument(
-        "--eval", metavar="CONFIG", type=Path, help="evaluate at the end and, with train.eval_every_samples, before it"
+        "--eval",
+        metavar="CONFIG",
+        type=Path,
+        help="evaluate at the end and, with train.eval_every_samples, before it; a pretrained model also before the "
+        "first step, with a table of what it gained and forgot",
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument(
@@ -42,27 +46,31 @@ def _pretrain(arguments: argparse.Namespace) -> int:
 
         # Before torch is imported.
         hold_back()
+    from clip_med.commands.forgetting import ForgettingGuard
     from clip_med.commands.progress import TrainDisplay
     from clip_med.config import load_config
     from clip_med.pretrain import PretrainConfig, pretrain
 
     config = load_config(PretrainConfig, arguments.config, arguments.overrides)
-    evaluators: list[Any] = []
-    if arguments.eval is not None:
-        from zero_shot.config import EvalConfig
-        from zero_shot.suite import evaluator
-
-        evaluators.append(evaluator(load_config(EvalConfig, arguments.eval)))
+    guard: ForgettingGuard | None = None
     with TrainDisplay() as display:
+        if arguments.eval is not None:
+            from zero_shot.config import EvalConfig
+
+            guard = ForgettingGuard(
+                config.model, load_config(EvalConfig, arguments.eval), arguments.run, arguments.device, display.say
+            )
         summary = pretrain(
             config,
             arguments.run,
-            evaluators=evaluators,
+            evaluators=[] if guard is None else [guard.evaluator],
             device=arguments.device,
             allow_data_change=arguments.allow_data_change,
+            on_built=None if guard is None else guard.before,
             on_start=display.say,
             on_step=display.on_step,
         )
+    changes = guard.compare(summary.checkpoint / "model") if guard is not None and summary.finished else []
     if arguments.json:
         print(
             json.dumps(
@@ -76,10 +84,15 @@ def _pretrain(arguments: argparse.Namespace) -> int:
                     "stopped_by": summary.stopped_by,
                     "seconds": round(summary.seconds, 1),
                     "results": [result.to_dict() for result in summary.results],
+                    "forgetting": [change.to_dict() for change in changes],
                 }
             )
         )
     elif summary.finished:
+        if changes:
+            from zero_shot.forgetting import plain
+
+            print(plain(changes))
         print(f"{summary.samples:,} samples seen; model: {summary.checkpoint / 'model'}")
     if not summary.finished:
         print(f"stopped by {summary.stopped_by} after step {summary.step}; repeat to continue", file=sys.stderr)

@@ -264,7 +264,27 @@ def _frame(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tens
 def _resize_crop(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
     if preprocess.resize_mode == "longest":
         return _resize(pixels, preprocess)
-    return _interpolate(pixels, [preprocess.size, preprocess.size], preprocess)
+    size = preprocess.size
+    # Of a small crop the second copy costs more than the empty channels.
+    if pixels.shape[0] == 1 and size % 4 == 0 and pixels.numel() > 2 * size * size:
+        return _resize_grey(pixels[0], size, preprocess)
+    return _interpolate(pixels, [size, size], preprocess)
+
+
+def _resize_grey(pixels: UInt8[Tensor, "H W"], size: int, preprocess: Preprocess) -> UInt8[Tensor, "1 S S"]:
+    """`_interpolate` of one channel in half of its time: four neighbours in a row take the place of four channels.
+
+    torch's vector code works on four channels at once and pads a single one with three empty ones. Columns do not meet
+    in a vertical pass, so four of them can be its channels; the rows of the transposed result are the second pass.
+    Rounded between the passes as torch does, but in the other order: up to 3 grey levels apart, 0.25 on average.
+    """
+    height, width = pixels.shape
+    padded = torch.empty(height, -(-width // 4) * 4, dtype=torch.uint8)
+    padded[:, :width] = pixels
+    columns = _interpolate(padded.view(height, -1, 4).permute(2, 0, 1), [size, padded.shape[1] // 4], preprocess)
+    turned = columns.permute(2, 0, 1).reshape(-1, size)[:width]
+    rows = _interpolate(turned.view(width, -1, 4).permute(2, 0, 1), [size, size // 4], preprocess)
+    return rows.permute(2, 0, 1).reshape(1, size, size)
 
 
 def _jitter(

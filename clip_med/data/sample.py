@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ TEXT_SUFFIXES: Final = ("json", "txt")
 CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata", "other")
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
+_NOT_IN_KEYS: Final = re.compile(r"[./\\\s]")
 # White space, byte order marks, and the zeros with which some programs pad.
 _AROUND_CAPTIONS: Final = "\ufeff\0" + "".join(c for c in map(chr, range(0x3001)) if c.isspace())
 
@@ -58,7 +60,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         # webdataset ends a key at its first dot and a member name at its first slash.
-        if not self.key or any(c in "./\\" or c.isspace() for c in self.key):
+        if not self.key or _NOT_IN_KEYS.search(self.key):
             raise SampleError(f"key {self.key!r}: must be non-empty and without dots, slashes and white space")
         if self.image_suffix not in IMAGE_SUFFIXES:
             raise SampleError(f"{self.key}: image_suffix {self.image_suffix!r}: one of {', '.join(IMAGE_SUFFIXES)}")

@@ -43,8 +43,9 @@ def sigmoid_loss(
     all_ids = group_ids if all_group_ids is None else all_group_ids
     with torch.autocast(image_features.device.type, enabled=False):
         dtype = torch.promote_types(image_features.dtype, torch.float32)
-        cosines = image_features.to(dtype) @ all_text.to(dtype).T
-        logits = logit_scale.to(dtype) * cosines + logit_bias.to(dtype)
+        # The scale multiplies b x D numbers, not b x G ones, which autograd would keep.
+        logits = (logit_scale.to(dtype) * image_features.to(dtype)) @ all_text.to(dtype).T
+        logits += logit_bias.to(dtype)
         if group_ids is None or all_ids is None:
             positives = logits.diagonal(offset=row_offset).sum()
         else:

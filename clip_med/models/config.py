@@ -6,7 +6,7 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-from clip_med.config import Fraction, PositiveFloat, PositiveInt, config
+from clip_med.config import Fraction, NonNegativeInt, PositiveFloat, PositiveInt, config
 
 
 @config
@@ -122,6 +122,11 @@ class FolderModel:
 
     kind: Literal["folder"] = "folder"
     path: Path
+    context_length: PositiveInt | None = None
+    """Longer texts than the model was made for: its position embeddings are interpolated. None: its own length."""
+    keep_positions: NonNegativeInt = 20
+    """With context_length: the first positions, which stay as they are, so that texts of up to so many tokens keep
+    their features (20 as in LongCLIP, arXiv 2403.15378); 0 interpolates all."""
 
 
 @config

@@ -7,17 +7,22 @@ import functools
 import json
 import os
 import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
+from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.lora import merged_state, save_adapters
+from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
 CONFIG_NAME = "open_clip_config.json"
@@ -40,7 +45,10 @@ def build_model(config: ModelConfig) -> DualEncoder:
         case TwoTowerModel():
             return two_tower(config)
         case FolderModel():
-            return load_folder(resolve_folder(config.path))
+            encoder = load_folder(resolve_folder(config.path))
+            if config.context_length is None:
+                return encoder
+            return extend_context(encoder, config.context_length, keep=config.keep_positions)
 
 
 @functools.cache
@@ -51,14 +59,51 @@ def _clip_tokenizer(context_length: int) -> Any:
     return open_clip.SimpleTokenizer(context_length=context_length)
 
 
-def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | None = None) -> None:
+@dataclass(frozen=True)
+class FolderTensors:
+    """What the safetensors of a model folder hold: contiguous copies on the CPU."""
+
+    weights: dict[str, Tensor]
+    adapters: dict[str, Tensor]
+
+
+def folder_tensors(encoder: DualEncoder, *, keep: bool = True) -> FolderTensors:
+    """Copy a model's tensors; of a sharded model, all ranks together.
+
+    Args:
+        keep: False only takes part in putting shards together and returns nothing.
+    """
+
+    def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        copied: dict[str, Tensor] = {}
+        for name, tensor in tensors.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            if keep:
+                # Copies: tensors that share memory are refused by safetensors, and training goes on writing to these.
+                copied[name] = whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        return copied
+
+    adapters = adapter_tensors(encoder) if encoder.lora is not None else {}
+    return FolderTensors(weights=copies(merged_state(encoder.clip)), adapters=copies(adapters))
+
+
+def save_folder(
+    encoder: DualEncoder,
+    directory: Path,
+    *,
+    tensors: FolderTensors | None = None,
+    described_as: Path | None = None,
+) -> None:
     """Write a model folder that `load_folder` and open_clip's `local-dir:` schema read; committed by a rename.
 
     A Hugging Face text tower is described by its absolute folder, since open_clip resolves it by path: after moving
-    such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip. `described_as`: where the folder
-    will be once its parent has been renamed.
+    such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip.
 
     Of a model with adapters the weights are merged, and the adapters lie beside them (`clip_med.models.lora`).
+
+    Args:
+        tensors: what `folder_tensors` gave earlier; None takes it now.
+        described_as: where the folder will be once its parent has been renamed.
 
     Raises:
         ValueError: the directory exists.
@@ -77,11 +122,10 @@ def save_folder(encoder: DualEncoder, directory: Path, *, described_as: Path | N
         _point_text_tower_at(described_as or directory, model_cfg)
     document = {"model_cfg": model_cfg, "preprocess_cfg": encoder.preprocess.to_open_clip()}
     (temporary / CONFIG_NAME).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-    # Cloned: tensors that share memory are refused by safetensors.
-    weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in merged_state(encoder.clip).items()}
-    save_file(weights, temporary / WEIGHTS_NAMES[0])
+    tensors = tensors or folder_tensors(encoder)
+    save_file(tensors.weights, temporary / WEIGHTS_NAMES[0])
     if encoder.lora is not None:
-        save_adapters(encoder, temporary)
+        save_adapters(encoder, temporary, tensors.adapters)
     os.rename(temporary, directory)
 
 
@@ -132,7 +176,17 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
             f"of another shape {wrong[:5]}"
         )
     # Adapted weights keep their base, which the merged ones here do not tell.
-    clip.load_state_dict({name: weights.get(name, value) for name, value in clip.state_dict().items()})
+    state = clip.state_dict()
+    clip.load_state_dict(
+        {name: _like(weights[name], value) if name in weights else value for name, value in state.items()}
+    )
+
+
+def _like(whole: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, or this rank's slice of it where the model is sharded; every rank has read it, none is sent."""
+    if not isinstance(target, DTensor):
+        return whole
+    return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 def resolve_folder(path: Path) -> Path:

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -148,17 +149,25 @@ def merged_state(clip: nn.Module) -> dict[str, Tensor]:
     return merged
 
 
-def save_adapters(encoder: DualEncoder, directory: Path) -> None:
-    """Write `lora.safetensors` (adapters and the other parameters that train) and `lora.json` into a model folder."""
+def adapter_tensors(encoder: DualEncoder) -> dict[str, Tensor]:
+    """The live adapters, the other parameters that train, and batch statistics, which unlocked layers change."""
+    return {
+        name: tensor
+        for name, tensor in _tensors(encoder.clip).items()
+        if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
+    }
+
+
+def save_adapters(encoder: DualEncoder, directory: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write `lora.safetensors` and `lora.json` into a model folder.
+
+    Args:
+        tensors: contiguous copies of `adapter_tensors` on the CPU.
+    """
     from safetensors.torch import save_file
 
     assert encoder.lora is not None, "an encoder without adapters has none to save"
-    trained = {
-        name.replace(".parametrizations", ""): parameter.detach().cpu().clone().contiguous()
-        for name, parameter in encoder.clip.named_parameters()
-        if parameter.requires_grad
-    }
-    save_file(trained, directory / ADAPTERS_NAME)
+    save_file(dict(tensors), directory / ADAPTERS_NAME)
     document = {"lora": asdict(encoder.lora.config), "base_sha256": encoder.lora.base_digest}
     (directory / DESCRIPTION_NAME).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
@@ -191,7 +200,7 @@ def load_adapters(encoder: DualEncoder, directory: Path) -> None:
         trained = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: missing, damaged, or no safetensors file: {error}") from error
-    own = {name.replace(".parametrizations", ""): p for name, p in encoder.clip.named_parameters()}
+    own = _tensors(encoder.clip)
     missing = sorted(name for name in own if ".lora_" in name and name not in trained)
     wrong = sorted(name for name, value in trained.items() if name not in own or own[name].shape != value.shape)
     if missing or wrong:
@@ -200,8 +209,9 @@ def load_adapters(encoder: DualEncoder, directory: Path) -> None:
         for name, value in trained.items():
             own[name].copy_(value)
     if fresh:
-        for name, parameter in own.items():
-            parameter.requires_grad_(name in trained)
+        for name, tensor in own.items():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(name in trained)
 
 
 def _adapter(path: str, name: str, weight: nn.Parameter, config: LoRAConfig) -> LowRank | None:
@@ -211,6 +221,12 @@ def _adapter(path: str, name: str, weight: nn.Parameter, config: LoRAConfig) -> 
         return LowRank(weight, config, adapted=chosen, blocks=len(_FUSED)) if chosen else None
     wanted = any(_LAYERS[part].search(f".{path}") for part in config.parts)
     return LowRank(weight, config) if wanted else None
+
+
+def _tensors(clip: nn.Module) -> dict[str, Tensor]:
+    """Parameters and saved buffers themselves, by plain names."""
+    saved = clip.state_dict(keep_vars=True)
+    return {name.replace(".parametrizations", ""): tensor for name, tensor in saved.items()}
 
 
 def _digest(clip: nn.Module) -> str:
@@ -236,6 +252,7 @@ __all__ = [
     "DESCRIPTION_NAME",
     "AppliedLoRA",
     "LowRank",
+    "adapter_tensors",
     "add_lora",
     "load_adapters",
     "merged_state",

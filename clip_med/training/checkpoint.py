@@ -1,8 +1,9 @@
 """Checkpoints that survive a kill at any moment: a new folder each, digests, commit by rename, fall-back on damage.
 
-A checkpoint `step_N/` holds `model/` (a model folder that open_clip reads), `optimizer.safetensors`, `state.json` and
-`manifest.json` with the size and SHA-256 of every other file. It is written under a temporary name, flushed to disk
-and renamed, so a folder named `step_N` is complete; the digests find what happens to it afterwards. No file is pickled.
+A checkpoint `step_N/` holds `model/` (a model folder that open_clip reads, written by rank 0), `state/` (optimiser and
+other tensors of training, a part from each rank: see `tensor_parts`), `state.json` and `manifest.json` with the size
+and SHA-256 of every other file. It is written under a temporary name, flushed to disk and renamed, so a folder named
+`step_N` is complete; the digests find what happens to it afterwards. No file is pickled, and no pickle is read.
 """
 
 from __future__ import annotations
@@ -12,51 +13,151 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeVar
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import Tensor
 
 from clip_med.data.shard_index import write_atomically
+from clip_med.distributed import gather_objects, rank
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.folder import load_weights, save_folder
+from clip_med.models.folder import FolderTensors, folder_tensors, load_weights, save_folder
 from clip_med.models.lora import load_adapters
+from clip_med.training.optimizer_state import PREFIX, optimizer_tensors, restore_optimizer
+from clip_med.training.tensor_parts import Part, read_parts, take_part
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
+MANIFEST: Final = "manifest.json"
+# Files that other tools unpickle, `.metadata` being that of torch.distributed.checkpoint: no checkpoint holds one.
+_PICKLES: Final = frozenset({".metadata", ".distcp", ".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle"})
+
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged or belongs to another run; the message names the file and what is wrong."""
 
 
-def save_checkpoint(
-    directory: Path, encoder: DualEncoder, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
-) -> None:
-    """Write one checkpoint and commit it; an intact one of that name is left alone, a damaged one is replaced."""
-    if directory.exists():
-        try:
-            verify_checkpoint(directory)
-            return
-        except CheckpointError as error:
-            log.warning("replacing a damaged checkpoint: %s", error)
-    from safetensors.torch import save_file
+class SaveError(ValueError):
+    """A checkpoint could not be written; the message names the rank and what failed. Older checkpoints stand."""
 
-    temporary = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """All that a checkpoint will hold, apart from training: it may be written while training goes on."""
+
+    model: FolderTensors
+    """Of the whole model, on rank 0; empty elsewhere."""
+    part: Part
+    document: str
+    """For `state.json`."""
+
+
+def take_snapshot(
+    encoder: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    extra: Mapping[str, Tensor] | None = None,
+) -> Snapshot:
+    """Copy weights, optimiser state and `extra` tensors to the CPU; all ranks together.
+
+    Args:
+        state: plain values; `step` among them.
+        extra: further tensors that training needs, by names of their own; `load_checkpoint` fills them in place.
+    """
+    model = folder_tensors(encoder, keep=rank() == 0)
+    parameters = dict(encoder.clip.named_parameters())
+    assert not any(name.startswith(PREFIX) for name in extra or {})
+    part = take_part({**optimizer_tensors(optimizer, parameters), **(extra or {})})
+    return Snapshot(model=model, part=part, document=json.dumps(dict(state), indent=1, sort_keys=True) + "\n")
+
+
+def write_checkpoint(
+    directory: Path, encoder: DualEncoder, snapshot: Snapshot, group: dist.ProcessGroup | None = None
+) -> None:
+    """Write one checkpoint and commit it, all ranks together; an intact one of that name is left alone.
+
+    Args:
+        encoder: describes the model; its weights are not read.
+        group: of all ranks, over which nothing else is sent meanwhile.
+
+    Raises:
+        SaveError: on all ranks, when one of them failed; nothing of the attempt is left if it can be removed.
+    """
+    temporary = directory.with_name(gather_objects(f"{directory.name}.tmp-{os.getpid()}", group)[0])
+    writes = rank() == 0
+    if _together(lambda: writes and _is_intact(directory), group)[0]:
+        return
+    try:
+        _together(lambda: _make(temporary) if writes else None, group)
+        parts = _together(lambda: _write_files(directory, temporary, encoder, snapshot), group)
+        manifest = {name: entry for part in parts for name, entry in part.items()}
+        _together(lambda: _commit(directory, temporary, manifest) if writes else None, group)
+    except SaveError:
+        if writes:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
+    """Do it on all ranks; returns what each got, or raises on all ranks what any could not do."""
+    outcome: Any
+    fault: str | None = None
+    try:
+        outcome = work()
+    except (OSError, SafetensorError, MemoryError) as error:
+        outcome, fault = None, f"rank {rank()}: {str(error) or repr(error)}"
+    outcomes = gather_objects((outcome, fault), group)
+    faults = [fault for _, fault in outcomes if fault is not None]
+    if faults:
+        raise SaveError("; ".join(faults))
+    return [outcome for outcome, _ in outcomes]
+
+
+def _is_intact(directory: Path) -> bool:
+    if not directory.exists():
+        return False
+    try:
+        verify_checkpoint(directory)
+    except CheckpointError as error:
+        log.warning("replacing a damaged checkpoint: %s", error)
+        return False
+    return True
+
+
+def _make(temporary: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    save_folder(encoder, temporary / "model", described_as=directory / "model")
-    save_file(_optimizer_tensors(encoder, optimizer), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps(dict(state), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    files = sorted(path for path in temporary.rglob("*") if path.is_file())
-    manifest = {
-        str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _digest(path)} for path in files
-    }
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    for path in [*files, temporary / MANIFEST, temporary / "model", temporary]:
+    (temporary / "state").mkdir(parents=True)
+
+
+def _write_files(
+    directory: Path, temporary: Path, encoder: DualEncoder, snapshot: Snapshot
+) -> dict[str, dict[str, Any]]:
+    """Write and flush this rank's files; returns their sizes and digests."""
+    snapshot.part.write(temporary / "state")
+    if rank() == 0:
+        save_folder(encoder, temporary / "model", tensors=snapshot.model, described_as=directory / "model")
+        (temporary / "state.json").write_text(snapshot.document, encoding="utf-8")
+    files = sorted(
+        path
+        for path in temporary.rglob("*")
+        if path.is_file() and (Part.is_of(path, rank()) if path.parent.name == "state" else rank() == 0)
+    )
+    for path in files:
+        _flush(path)
+    return {str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _digest(path)} for path in files}
+
+
+def _commit(directory: Path, temporary: Path, manifest: Mapping[str, Any]) -> None:
+    file = temporary / MANIFEST
+    file.write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    for path in (file, temporary / "model", temporary / "state", temporary):
         _flush(path)
     if directory.exists():
         shutil.rmtree(directory)
@@ -65,10 +166,10 @@ def save_checkpoint(
 
 
 def verify_checkpoint(directory: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file with the manifest, and the step with the folder's name.
 
     Raises:
-        CheckpointError: a file that is missing, unexpected or changed.
+        CheckpointError: a file that is missing, unexpected, changed, or of a kind that no checkpoint holds.
     """
     path = directory / MANIFEST
     try:
@@ -77,6 +178,9 @@ def verify_checkpoint(directory: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: missing or damaged ({error!r})") from error
     present = {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()} - {MANIFEST}
+    pickles = sorted(name for name in present if {Path(name).name, Path(name).suffix} & _PICKLES)
+    if pickles:
+        raise CheckpointError(f"{directory / pickles[0]}: a pickle; checkpoints hold safetensors and JSON only")
     if present != set(expected):
         raise CheckpointError(
             f"{directory}: missing {sorted(set(expected) - present)}, unexpected {sorted(present - set(expected))}"
@@ -85,17 +189,20 @@ def verify_checkpoint(directory: Path) -> None:
         file = directory / name
         if file.stat().st_size != size or _digest(file) != sha256:
             raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {MANIFEST})")
+    step = _read_state(directory).get("step")
+    if step != step_of(directory):
+        raise CheckpointError(f"{directory}: is the checkpoint of step {step!r}, under another name")
 
 
-def newest_intact(checkpoints: Path) -> Path | None:
+def newest_intact(checkpoints: Path, at_most: int | None = None) -> Path | None:
     """The checkpoint with the highest step whose files are all as they were written; None when there is none at all.
 
-    Each damaged one that is passed over is logged as a warning.
+    `at_most`: only up to this step. Each damaged one that is passed over is logged as a warning.
 
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
     """
-    found = sorted_checkpoints(checkpoints)
+    found = [path for path in sorted_checkpoints(checkpoints) if at_most is None or step_of(path) <= at_most]
     faults: list[str] = []
     for directory in reversed(found):
         try:
@@ -110,46 +217,59 @@ def newest_intact(checkpoints: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(directory: Path, encoder: DualEncoder, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Restore weights and optimiser from a verified checkpoint; returns its `state`.
+def load_checkpoint(
+    directory: Path,
+    encoder: DualEncoder,
+    optimizer: torch.optim.Optimizer,
+    extra: Mapping[str, Tensor] | None = None,
+) -> dict[str, Any]:
+    """Restore weights, optimiser and `extra` from a verified checkpoint, however many ranks wrote it; returns `state`.
 
     Raises:
         CheckpointError: it belongs to another model or to other trainable parameters.
     """
-    from safetensors.torch import load_file
-
     try:
         load_weights(encoder.clip, directory / "model")
         if encoder.lora is not None:
             load_adapters(encoder, directory / "model")
+        restore_optimizer(directory / "state", optimizer, dict(encoder.clip.named_parameters()))
+        read_parts(directory / "state", extra or {})
     except ValueError as error:
         raise CheckpointError(str(error)) from error
-    parameters = dict(encoder.clip.named_parameters())
-    optimizer.state.clear()
-    for key, tensor in load_file(directory / "optimizer.safetensors").items():
-        name, _, field = key.rpartition("/")
-        parameter = parameters.get(name)
-        if parameter is None or not parameter.requires_grad:
-            raise CheckpointError(f"{directory}: holds optimiser state for {name}, which is not trained here")
-        # In the memory layout of the parameter, which the fused optimiser takes for granted.
-        like = torch.zeros((), device=parameter.device) if tensor.ndim == 0 else torch.empty_like(parameter)
-        optimizer.state[parameter][field] = like.detach().copy_(tensor)
-    return json.loads((directory / "state.json").read_text(encoding="utf-8"))
+    return _read_state(directory)
+
+
+def step_of(directory: Path) -> int:
+    """The step in the name of a checkpoint."""
+    return int(directory.name.removeprefix("step_"))
 
 
 def sorted_checkpoints(checkpoints: Path) -> list[Path]:
     """The committed checkpoints of a run, by step."""
     found = [path for path in checkpoints.glob("step_*") if path.name.removeprefix("step_").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+    return sorted(found, key=step_of)
 
 
-def prune(checkpoints: Path, keep: int) -> None:
-    """Delete all but the `keep` checkpoints with the highest steps."""
-    for directory in sorted_checkpoints(checkpoints)[:-keep]:
+def prune(checkpoints: Path, keep: int, *, newest: Path, protect: Path | None = None) -> None:
+    """Delete what is older than the `keep` checkpoints that end with `newest`, after reading that one back.
+
+    Args:
+        newest: the last one written. Those of higher steps are damaged ones that were passed over: they count for
+            nothing and are replaced when training comes to them.
+        protect: one that stays whatever its age.
+
+    Raises:
+        CheckpointError: `newest` is not what was written; nothing is deleted.
+    """
+    older = [path for path in sorted_checkpoints(checkpoints) if step_of(path) <= step_of(newest)][:-keep]
+    doomed = [path for path in older if path != protect]
+    if doomed:
+        verify_checkpoint(newest)
+    for directory in doomed:
         # First out of the namespace: a half-deleted folder must not look like a damaged checkpoint.
-        doomed = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
-        os.rename(directory, doomed)
-        shutil.rmtree(doomed)
+        leaving = directory.with_name(f"{directory.name}.tmp-{os.getpid()}")
+        os.rename(directory, leaving)
+        shutil.rmtree(leaving)
 
 
 def write_latest(run: Path, checkpoint: Path, *, step: int, samples: int, finished: bool) -> None:
@@ -163,13 +283,15 @@ def write_latest(run: Path, checkpoint: Path, *, step: int, samples: int, finish
     write_atomically(run / "latest.json", json.dumps(document, indent=1) + "\n")
 
 
-def _optimizer_tensors(encoder: DualEncoder, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = {id(parameter): name for name, parameter in encoder.clip.named_parameters()}
-    return {
-        f"{names[id(parameter)]}/{field}": value.detach().cpu().clone().contiguous()
-        for parameter, fields in optimizer.state.items()
-        for field, value in fields.items()
-    }
+def _read_state(directory: Path) -> dict[str, Any]:
+    file = directory / "state.json"
+    try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: missing or damaged ({error!r})") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(state).__name__}")
+    return state
 
 
 def _digest(path: Path) -> str:
@@ -188,11 +310,15 @@ def _flush(path: Path) -> None:
 
 __all__ = [
     "CheckpointError",
+    "SaveError",
+    "Snapshot",
     "load_checkpoint",
     "newest_intact",
     "prune",
-    "save_checkpoint",
     "sorted_checkpoints",
+    "step_of",
+    "take_snapshot",
     "verify_checkpoint",
+    "write_checkpoint",
     "write_latest",
 ]

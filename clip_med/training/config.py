@@ -41,29 +41,6 @@ class ScheduleConfig:
 
 
 @config
-class DDPConfig:
-    """Every rank holds the whole model (DistributedDataParallel)."""
-
-    kind: Literal["ddp"] = "ddp"
-    timeout_seconds: PositiveFloat = 1800.0
-    """A rank that waits longer for the others fails; must exceed the time of an evaluation, which rank 0 runs alone."""
-
-
-@config
-class FSDPConfig:
-    """Weights, gradients and optimiser state are cut over the ranks, block by block (FSDP2)."""
-
-    kind: Literal["fsdp"] = "fsdp"
-    timeout_seconds: PositiveFloat = 1800.0
-    """See `DDPConfig`."""
-    reshard_after_forward: bool = True
-    """Blocks are gathered again for the backward pass: less memory, half as much communication again."""
-
-
-ParallelConfig = DDPConfig | FSDPConfig
-
-
-@config
 class TrainConfig:
     """One training run; lengths are counted in samples, so that they mean the same at any batch size."""
 
@@ -75,14 +52,8 @@ class TrainConfig:
     """Pairs per step over all ranks."""
     seed: NonNegativeInt = 0
     """Of initial weights, sample order, augmentation, dropout."""
-    micro_batch: PositiveInt | None = None
-    """Pairs of each rank that are encoded with a graph at a time (GradCache): the gradients of the whole batch for the
-    memory of so many pairs and a second forward pass. None: all at once."""
-    precision: Literal["fp32", "bf16", "pure_bf16"] = "fp32"
-    """bf16: autocast. pure_bf16: bf16 weights and activations, and fp32 weights in the optimiser, which are the ones
-    saved. Normalised features and loss are fp32 always."""
-    parallel: DDPConfig = DDPConfig()
-    """How the model lies on several ranks; one process needs neither."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16: autocast; weights, normalisation of features and loss stay fp32."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: PositiveFloat | None = 1.0
@@ -105,6 +76,24 @@ class TrainConfig:
     """A checkpoint each time that so many samples have been seen, besides those at the end and on a stop signal."""
     keep: PositiveInt = 2
     """Checkpoints that are kept; with 2, damage to the newest costs one interval and not the run."""
+    async_checkpoint: bool = False
+    """Write checkpoints while training goes on, from a copy in memory; the last one of a run is waited for."""
+    max_failed_saves: PositiveInt = 3
+    """Saves in a row that may fail (a full disk, say) before the run stops; the last of a run may not."""
+    time_limit_minutes: PositiveFloat | None = None
+    """Stop early enough for a checkpoint to be written before so many minutes have passed since the run was opened."""
+    watchdog_seconds: PositiveFloat | None = 1800.0
+    """A process that ends no step for so long dumps its stacks and exits with code 75 (evaluation and compiling: four
+    times as long); None: never."""
+    on_nonfinite: Literal["stop", "skip", "rewind"] = "stop"
+    """After a loss or gradient that is no number: stop; skip: no update for this batch; rewind: back to the weights of
+    the last checkpoint of the schedule, and on with the batch after this one."""
+    on_spike: Literal["off", "stop", "skip", "rewind"] = "off"
+    """The same for a loss above median + `spike_deviations` x (median absolute deviation) of `spike_window` steps."""
+    spike_window: PositiveInt = 100
+    spike_deviations: PositiveFloat = 20.0
+    max_bad_steps: PositiveInt = 10
+    """Skipped or rewound in a row; one more stops the run."""
     eval_every_samples: PositiveInt | None = None
     """Evaluate during training; None: at the end only."""
     tensorboard: bool = False
@@ -118,8 +107,6 @@ class TrainConfig:
             )
         if self.cache_text and self.lock_text == "none":
             raise ValueError("cache_text needs lock_text: trunk or all; the features of a trained tower change")
-        if self.channels_last and isinstance(self.parallel, FSDPConfig):
-            raise ValueError("channels_last: fsdp cuts contiguous weights only; use parallel kind ddp, or leave it out")
         if self.cache_text and self.unlock_text:
             raise ValueError(f"cache_text needs unlock_text: 0, got {self.unlock_text}; trained layers change features")
         for tower, policy, groups in (
@@ -128,6 +115,17 @@ class TrainConfig:
         ):
             if groups and policy == "none":
                 raise ValueError(f"unlock_{tower}: {groups} needs lock_{tower}: trunk or all; the tower is not locked")
+
+    def save_due(self, step: int) -> bool:
+        """Whether `step` steps have reached or passed a multiple of `save_every_samples`."""
+        return self._due(step, self.save_every_samples)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether `step` steps have reached or passed a multiple of `eval_every_samples`."""
+        return self.eval_every_samples is not None and self._due(step, self.eval_every_samples)
+
+    def _due(self, step: int, every: int) -> bool:
+        return step * self.batch_size // every > (step - 1) * self.batch_size // every
 
     def total_steps(self, samples_per_epoch: int) -> int:
         """Whole batches in the run.
@@ -145,4 +143,4 @@ class TrainConfig:
         return samples // self.batch_size
 
 
-__all__ = ["DDPConfig", "FSDPConfig", "OptimConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig"]
+__all__ = ["OptimConfig", "ScheduleConfig", "TrainConfig"]

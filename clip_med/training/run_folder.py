@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +20,7 @@ import torch
 
 from clip_med.config import ConfigError, config_hash, dump_yaml, to_plain
 from clip_med.data.shard_index import write_atomically
-from clip_med.distributed import rank, world_size
+from clip_med.distributed import gather_objects, rank, world_size
 from clip_med.training.checkpoint import sorted_checkpoints
 
 _PACKAGES: Final = (
@@ -35,22 +36,25 @@ _PACKAGES: Final = (
 # What the batch system looks for when a run has ended: exit code 0 alone does not say that work is left.
 REQUEUE: Final = "requeue.json"
 
-# Settings that change neither weights nor the sequence of samples: they may differ when a run is continued. How the
-# model lies on the ranks changes the order of sums, as their number does.
+# Settings that change neither weights nor the sequence of samples: they may differ when a run is continued.
 _FREE: Final = frozenset(
     {
         "loader.workers",
         "loader.prefetch",
-        "train.parallel.kind",
-        "train.parallel.reshard_after_forward",
-        "train.parallel.timeout_seconds",
         "train.log_every_steps",
         "train.save_every_samples",
         "train.eval_every_samples",
         "train.keep",
+        "train.async_checkpoint",
+        "train.max_failed_saves",
+        "train.max_bad_steps",
+        "train.time_limit_minutes",
+        "train.watchdog_seconds",
         "train.tensorboard",
     }
 )
+# Where checkpoints lie decides what a run that goes back goes back to.
+_SCHEDULE: Final = frozenset({"train.save_every_samples", "train.eval_every_samples"})
 # Where the data lie and how they are mixed: what matters of it is in the digests that the loader compares.
 _DATA: Final = ("shards", "sources", "mixture", "window_shards", "remote")
 
@@ -76,6 +80,7 @@ class RunFolder:
         self.config = config
         self.config_hash = config_hash(config)
         self.writes = rank() == 0
+        self.opened = time.monotonic()
         self._lock: IO[str] | None = None
 
     @property
@@ -83,14 +88,33 @@ class RunFolder:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after `step` steps."""
+        return self.checkpoints / f"step_{step:08d}"
+
     @property
     def metrics(self) -> Path:
         """File of the metrics, one JSON object per line."""
         return self.path / "metrics.jsonl"
 
     def __enter__(self) -> RunFolder:
-        if not self.writes:
-            return self
+        fault = None
+        if self.writes:
+            try:
+                self._open()
+            except (ValueError, OSError) as error:
+                fault = error
+        # All ranks refuse what rank 0 does: they would wait for it otherwise.
+        said = gather_objects(None if fault is None else str(fault))[0]
+        if isinstance(fault, OSError):
+            raise ValueError(f"{self.path}: cannot be written: {fault}") from fault
+        if fault is not None:
+            raise fault
+        if said is not None:
+            raise ValueError(f"rank 0: {said}")
+        return self
+
+    def _open(self) -> None:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         self._lock = (self.path / ".lock").open("w")
         try:
@@ -106,7 +130,6 @@ class RunFolder:
         except BaseException:
             self._lock.close()
             raise
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -140,10 +163,12 @@ class RunFolder:
         # Before the first checkpoint there is nothing that another configuration could continue wrongly.
         if file.exists() and sorted_checkpoints(self.checkpoints):
             ours, theirs = _flat(to_plain(self.config)), _flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+            goes_back = "rewind" in (ours.get("train.on_nonfinite"), ours.get("train.on_spike"))
+            free = _FREE - _SCHEDULE if goes_back else _FREE
             different = [
                 f"{key}: {theirs.get(key)!r} there, {ours.get(key)!r} here"
                 for key in sorted(ours.keys() | theirs.keys())
-                if key not in _FREE and key.split(".")[0] not in _DATA and ours.get(key) != theirs.get(key)
+                if key not in free and key.split(".")[0] not in _DATA and ours.get(key) != theirs.get(key)
             ]
             if different:
                 raise ConfigError(

@@ -1,9 +1,11 @@
-"""Signals that ask a job to stop: noted, never acted on inside the handler."""
+"""What asks a run to stop: signals, noted and never acted on inside the handler, and the end of its time."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Final
 
@@ -11,6 +13,11 @@ from typing import Any, Final
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
 
 
+TIME_LIMIT: Final = "time limit"
+# All reasons, in the order in which they win when ranks have different ones: a user's Ctrl-C over all.
+REASONS: Final = (TIME_LIMIT, "SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT")
+# Seconds kept for what is not measured: leaving the process group, the interpreter's end, a slower save.
+_MARGIN: Final = 30.0
 # Not Ctrl-C: who presses it waits for the program to end.
 _HELD_BACK: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -54,4 +61,35 @@ class StopSignals:
         self.received = self.received or signal.Signals(number).name
 
 
-__all__ = ["SIGNALS", "StopSignals", "hold_back"]
+class TimeLimit:
+    """Says when a run must stop so that its last checkpoint is written before its time is up.
+
+    What is left must hold the slowest step and one and a half times the slowest save that were seen, and 30 seconds.
+
+    Args:
+        minutes: counted from `since`, as `clock` tells it; None is no limit.
+        clock: counts seconds.
+    """
+
+    def __init__(self, minutes: float | None, since: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._end = None if minutes is None else since + 60.0 * minutes
+        self._slowest, self._began = 0.0, clock()
+
+    def begin_step(self) -> None:
+        """A step begins; what came before it (evaluation, a save) is not counted as one."""
+        self._began = self._clock()
+
+    def end_step(self) -> None:
+        """The step has ended."""
+        self._slowest = max(self._slowest, self._clock() - self._began)
+
+    def reached(self, save_seconds: float) -> str | None:
+        """`TIME_LIMIT` when the current step must be the last. `save_seconds`: the slowest save so far."""
+        if self._end is None:
+            return None
+        needed = self._slowest + 1.5 * save_seconds + _MARGIN
+        return TIME_LIMIT if self._clock() + needed >= self._end else None
+
+
+__all__ = ["REASONS", "SIGNALS", "TIME_LIMIT", "StopSignals", "TimeLimit", "hold_back"]

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-import torch
-import torch.distributed as dist
+from typing import Any, Final, Protocol, runtime_checkable
 
 from clip_med.data.loader import TrainLoader
-from clip_med.distributed import gather_objects, world_size
+from clip_med.distributed import gather_objects, rank
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.unlock import freeze
-from clip_med.training.checkpoint import load_checkpoint, newest_intact, prune, save_checkpoint, write_latest
+from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
 from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
-from clip_med.training.parallel import Towers
+from clip_med.training.progress import Progress
 from clip_med.training.run_folder import RunFolder
+from clip_med.training.saving import Saver
 from clip_med.training.step import PooledText, StepResult, TrainStep
-from clip_med.training.stop import StopSignals
+from clip_med.training.stop import StopSignals, TimeLimit
 from clip_med.training.teacher import Distillation
 from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError
+from clip_med.training.watchdog import Watchdog
 
-log = logging.getLogger(__name__)
+# Of the watchdog's limit for a step: for one that compiles, and for evaluations.
+_SLOW: Final = 4.0
 
 
 @runtime_checkable
@@ -105,8 +104,9 @@ def train(
         on_step: called on rank 0 every `log_every_steps` and after the last step.
 
     Raises:
-        NonFiniteError: the loss or a gradient is not finite; the weights of the step before are in no checkpoint, but
-            the last checkpoint stands.
+        NonFiniteError, SpikeError: a bad step, and the policy is to stop; the weights of the step before are in no
+            checkpoint, but the last checkpoint stands.
+        SaveError: `max_failed_saves` checkpoints in a row could not be written, or the last one.
         CheckpointError: no checkpoint of the run is intact, or it is of another model.
     """
     freeze(
@@ -117,60 +117,85 @@ def train(
         unlock_text=config.unlock_text,
     )
     encoder.train()
-    # Before the optimiser, which must see the parameters as they lie on the ranks.
-    towers = Towers(encoder, config)
     optimizer = build_optimizer(encoder, config.optim)
-    first = step = _resume(encoder, loader, optimizer, run, allow_data_change=allow_data_change)
-    train_step = TrainStep(encoder, towers, optimizer, loss, config, pooled_text, distill)
+    bad_steps = BadSteps(config, encoder)
+    progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps)
+    progress.resume(allow_data_change=allow_data_change)
+    first = progress.step
+    train_step = TrainStep(encoder, optimizer, loss, config, pooled_text, distill)
     began = time.monotonic()
     chance = ChanceAlarm(chance_loss)
     results: tuple[EvaluationResult, ...] = ()
     with contextlib.ExitStack() as stack:
+        watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, run.path, rank()))
         metrics = None
         if run.writes:
-            metrics = MetricsLog(run.metrics, step=step, tensorboard=config.tensorboard)
+            metrics = MetricsLog(run.metrics, step=first, tensorboard=config.tensorboard)
             stack.callback(metrics.close)
+        saver = Saver(encoder, optimizer, run, config, metrics=metrics)
+        stack.callback(saver.close)
         signals = stack.enter_context(StopSignals())
+        limit = TimeLimit(config.time_limit_minutes, run.opened)
         stack.callback(loader.close)
-        meter = Meter(step)
+        progress.begin(saver)
+        meter = Meter(first)
         stopped: str | None = None
-        while step < total_steps and stopped is None:
-            rate = learning_rate(
-                step * config.batch_size, total_steps * config.batch_size, config.optim, config.schedule
-            )
+        while progress.step < total_steps and stopped is None:
+            watchdog.tick(f"step {progress.step + 1}", times=_SLOW if progress.step == first else 1.0)
+            limit.begin_step()
+            rate = _learning_rate(config, progress.step, total_steps)
             set_learning_rate(optimizer, rate)
-            batch = next(loader)
-            result = train_step.gradients(batch, step, lambda: signals.received)
-            train_step.update()
+            result = bad_steps.attempt(
+                train_step, next(loader), progress.step, lambda: signals.received or limit.reached(saver.seconds)
+            )
+            limit.end_step()
+            step = progress.step = progress.step + 1
             stopped = result.stopped
-            step += 1
-            chance.add(result.loss, step)
             last = step == total_steps or stopped is not None
-            if metrics is not None and (step % config.log_every_steps == 0 or last):
-                report = _report(encoder, config, meter, step, total_steps, rate, result)
-                metrics.write(report.to_line())
-                if on_step is not None:
-                    on_step(report)
-            evaluate = evaluators and (step == total_steps or _due(step, config.eval_every_samples, config.batch_size))
+            if isinstance(result, BadStep):
+                back = progress.go_back(saver) if result.action == "rewind" else None
+                _log_bad_step(result, bad_steps, metrics, step, back)
+            else:
+                chance.add(result.loss, step)
+                if metrics is not None and (step % config.log_every_steps == 0 or last):
+                    report = _report(encoder, config, meter, step, total_steps, rate, result)
+                    metrics.write(report.to_line())
+                    if on_step is not None:
+                        on_step(report)
+            evaluate = bool(evaluators) and (step == total_steps or config.evaluation_due(step))
+            watchdog.tick(f"what follows step {step}", times=_SLOW if evaluate else 1.0)
             try:
                 if evaluate:
                     results = _evaluate(encoder, evaluators, metrics, step, config.batch_size)
             finally:
-                if last or evaluate or _due(step, config.save_every_samples, config.batch_size):
+                if last or evaluate or config.save_due(step):
                     _log_mix(loader, metrics, step, config.batch_size)
-                    _save(encoder, optimizer, loader, run, config, step, finished=step == total_steps)
-        if stopped not in (None, "SIGINT") and step < total_steps:
-            run.ask_for_requeue(step=step, samples=step * config.batch_size, reason=str(stopped))
+                    progress.save(saver, scheduled=evaluate or config.save_due(step), last=last)
+            saver.poll()
+        if stopped not in (None, "SIGINT") and progress.step < total_steps:
+            run.ask_for_requeue(step=progress.step, samples=progress.step * config.batch_size, reason=str(stopped))
     return TrainSummary(
-        step=step,
-        samples=step * config.batch_size,
+        step=progress.step,
+        samples=progress.step * config.batch_size,
         started_at_step=first,
-        finished=step == total_steps,
-        stopped_by=stopped if step < total_steps else None,
+        finished=progress.step == total_steps,
+        stopped_by=stopped if progress.step < total_steps else None,
         seconds=time.monotonic() - began,
-        checkpoint=_checkpoint(run, step),
+        checkpoint=run.checkpoint(progress.step),
         results=results,
     )
+
+
+def _learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
+    return learning_rate(step * config.batch_size, total_steps * config.batch_size, config.optim, config.schedule)
+
+
+def _log_bad_step(
+    bad: BadStep, bad_steps: BadSteps, metrics: MetricsLog | None, step: int, back_to: int | None
+) -> None:
+    if metrics is not None:
+        line = {"step": step, "bad_step": bad.action, "reason": bad.reason, "bad_steps": bad_steps.total}
+        metrics.write(line | ({} if back_to is None else {"back_to": back_to}))
 
 
 def _report(
@@ -194,64 +219,6 @@ def _report(
     )
 
 
-def _resume(
-    encoder: DualEncoder,
-    loader: TrainLoader,
-    optimizer: torch.optim.Optimizer,
-    run: RunFolder,
-    *,
-    allow_data_change: bool,
-) -> int:
-    """Load the newest intact checkpoint, if any, on all ranks; returns the number of steps done."""
-    chosen = newest_intact(run.checkpoints) if run.writes else None
-    step = -1 if chosen is None else int(chosen.name.removeprefix("step_"))
-    if world_size() > 1:
-        holder: list[Any] = [step]
-        dist.broadcast_object_list(holder, src=0)
-        step = int(holder[0])
-    if step < 0:
-        return 0
-    directory = _checkpoint(run, step)
-    state = load_checkpoint(directory, encoder, optimizer)
-    loader.load_state_dict(state["loader"], allow_data_change=allow_data_change)
-    run.accept()
-    if run.writes:
-        # It may name a checkpoint that has been damaged since.
-        write_latest(run.path, directory, step=step, samples=state["samples"], finished=state["finished"])
-        log.info("continuing from %s", directory)
-    return step
-
-
-def _checkpoint(run: RunFolder, step: int) -> Path:
-    return run.checkpoints / f"step_{step:08d}"
-
-
-def _save(
-    encoder: DualEncoder,
-    optimizer: torch.optim.Optimizer,
-    loader: TrainLoader,
-    run: RunFolder,
-    config: TrainConfig,
-    step: int,
-    *,
-    finished: bool,
-) -> None:
-    if run.writes:
-        directory, samples = _checkpoint(run, step), step * config.batch_size
-        state = {
-            "step": step,
-            "samples": samples,
-            "finished": finished,
-            "loader": loader.state_dict(),
-            "config_hash": run.config_hash,
-        }
-        save_checkpoint(directory, encoder, optimizer, state)
-        write_latest(run.path, directory, step=step, samples=samples, finished=finished)
-        prune(run.checkpoints, config.keep)
-    if world_size() > 1:
-        dist.barrier()
-
-
 def _evaluate(
     encoder: DualEncoder, evaluators: Sequence[Evaluator], metrics: MetricsLog | None, step: int, batch_size: int
 ) -> tuple[EvaluationResult, ...]:
@@ -270,13 +237,6 @@ def _log_mix(loader: TrainLoader, metrics: MetricsLog | None, step: int, batch_s
     loader.mix.merge(gather_objects(loader.mix.fresh()))
     if metrics is not None:
         metrics.write({"step": step, "samples": step * batch_size, **loader.mix.line()})
-
-
-def _due(step: int, every_samples: int | None, batch_size: int) -> bool:
-    """Whether this step reached or passed a multiple of `every_samples`."""
-    return (
-        every_samples is not None and (step * batch_size) // every_samples > ((step - 1) * batch_size) // every_samples
-    )
 
 
 __all__ = ["Evaluator", "NonFiniteError", "PooledText", "StepReport", "TrainSummary", "train"]

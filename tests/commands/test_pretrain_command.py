@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,8 +13,12 @@ import pytest
 from clip_med.cli import main
 from clip_med.commands.progress import TrainDisplay
 from clip_med.config import dump_yaml
+from clip_med.models.config import FolderModel
+from clip_med.models.folder import build_model, save_folder
 from clip_med.training.trainer import StepReport
-from tests.tiny_run import tiny_config, write_shards
+from tests.commands.test_evaluate_command import CONFIG as EVALUATION
+from tests.labelled_shards import write_labelled
+from tests.tiny_run import TINY, tiny_config, write_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -123,3 +128,51 @@ def test_refusals_are_one_line(config: Path, tmp_path: Path, capsys: pytest.Capt
     assert stop.value.code == 2
     assert "--train.seed" in capsys.readouterr().err
     assert not Path(run).exists()
+
+
+def test_a_pretrained_model_is_compared_with_what_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before: the folder's own scores, kept through a stop; after: the run's; a model from scratch has no table."""
+    shards = write_labelled(tmp_path / "shards")
+    save_folder(build_model(TINY), tmp_path / "base")
+    plain = tiny_config(shards, samples=48)
+    (tmp_path / "c.yaml").write_text(dump_yaml(dataclasses.replace(plain, model=FolderModel(path=tmp_path / "base"))))
+    (tmp_path / "e.yaml").write_text(EVALUATION.format(shards=shards))
+    run, evaluation = tmp_path / "run", str(tmp_path / "e.yaml")
+    command = ["pretrain", str(tmp_path / "c.yaml"), "--device", "cpu", "--eval", evaluation, "--run", str(run)]
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGTERM)
+        assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "evaluating the model as it is before training" in shown.err
+    assert "Before and after" not in shown.out
+    kept = (run / "eval/before.json").read_bytes()
+    assert not (run / "eval/forgetting.json").exists()
+    assert main(command) == 0
+    shown = capsys.readouterr()
+    assert "evaluating the model" not in shown.err
+    assert (run / "eval/before.json").read_bytes() == kept
+    table = shown.out
+    assert table.startswith("Before and after training\ntask ")
+    scores: dict[str, dict[str, float]] = {}
+    for name, model in (("before", tmp_path / "base"), ("after", run)):
+        assert main(["eval", str(model), "--config", evaluation, "--device", "cpu", "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        scores[name] = {f"{t['name']}/{r['name']}": r["value"] for t in document["tasks"] for r in t["results"]}
+    changes = json.loads((run / "eval/forgetting.json").read_text())["changes"]
+    assert len(changes) == 8
+    for change in changes:
+        key = f"{change['task']}/{change['name']}"
+        assert (change["before"], change["after"]) == (scores["before"][key], scores["after"][key])
+        assert (change["low"] is None) == (change["name"] != "top-1")
+    # Repeated: the same table from the run folder, and as JSON.
+    assert main(command) == 0
+    assert capsys.readouterr().out == table
+    (run / "eval/forgetting.json").unlink()
+    assert main([*command, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["forgetting"] == changes
+    (tmp_path / "c.yaml").write_text(dump_yaml(plain))
+    assert main([*command[:-1], str(tmp_path / "scratch")]) == 0
+    assert "Before and after" not in capsys.readouterr().out
+    assert not (tmp_path / "scratch/eval/before.json").exists()

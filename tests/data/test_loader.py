@@ -21,8 +21,10 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from clip_med.config import validate
+from clip_med.data import stream as stream_module
 from clip_med.data.augment import AugmentConfig, eval_image
 from clip_med.data.captions import CaptionPolicy
 from clip_med.data.images import ImageError, Preprocess, decode_image
@@ -467,6 +469,21 @@ def test_pinning_covers_what_travels_to_the_device(shards: ShardSet, monkeypatch
     assert joined([copy]) == joined([batch])
     assert copy.images is not batch.images
     assert next(eval_batches(shards, [0], PREPROCESS)).pin_memory().tokens is None
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_memory_is_pinned_where_there_is_a_gpu(shards: ShardSet, monkeypatch: pytest.MonkeyPatch, gpu: bool) -> None:
+    asked: list[bool] = []
+
+    def recorded(*arguments: Any, pin_memory: bool, **rest: Any) -> DataLoader[Any]:
+        asked.append(pin_memory)
+        return DataLoader(*arguments, **rest)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(stream_module, "DataLoader", recorded)
+    next(loader(shards))
+    next(eval_batches(shards, [0], PREPROCESS))
+    assert asked == [gpu, gpu]
 
 
 @pytest.mark.parametrize(

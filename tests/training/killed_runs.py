@@ -24,7 +24,7 @@ import torch
 
 from clip_med.pretrain import pretrain
 from clip_med.training.config import ScheduleConfig
-from tests.tiny_run import tiny_config
+from tests.tiny_run import final_tensors, tiny_config
 
 # Each is called several times by a save: before it, in the middle of it and after its commit.
 STEPS_OF_A_SAVE = ((os, "fsync"), (os, "rename"), (os, "replace"), (shutil, "rmtree"))
@@ -63,11 +63,6 @@ def kill_at_call(number: int) -> None:
         setattr(module, name, wrapped(getattr(module, name)))
 
 
-def final(run: Path) -> list[bytes]:
-    folder = run / json.loads((run / "latest.json").read_text())["checkpoint"]
-    return [(folder / name).read_bytes() for name in ("model/open_clip_model.safetensors", "optimizer.safetensors")]
-
-
 def losses(run: Path) -> list[tuple[int, float]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [(line["step"], line["loss"]) for line in lines if "loss" in line]
@@ -103,7 +98,11 @@ def main() -> None:
         kills += mode == "calls"
         leftovers += mode == "calls" and any(run.rglob("*.tmp-*"))
         assert in_child(lambda r=run: pretrain(config, r)) == 0
-        if final(run) != final(out / "whole") or losses(run) != losses(out / "whole") or any(run.rglob("*.tmp-*")):
+        if (
+            final_tensors(run) != final_tensors(out / "whole")
+            or losses(run) != losses(out / "whole")
+            or any(run.rglob("*.tmp-*"))
+        ):
             different.append(run.name)
         shutil.rmtree(run)
     print(json.dumps({"kills": kills, "interrupted_saves": leftovers, "different": different}))

@@ -19,18 +19,13 @@ from clip_med.models.config import ResNetModel
 from clip_med.models.folder import load_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.checkpoint import CheckpointError, sorted_checkpoints
+from clip_med.training.config import ScheduleConfig
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.trainer import NonFiniteError, StepReport
-from tests.tiny_run import tiny_config
+from tests.tiny_run import final_tensors, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def final_bytes(run: Path) -> tuple[bytes, bytes]:
-    """Weights and optimiser of the checkpoint that `latest.json` names."""
-    folder = run / json.loads((run / "latest.json").read_text())["checkpoint"]
-    return (folder / "model/open_clip_model.safetensors").read_bytes(), (folder / "optimizer.safetensors").read_bytes()
 
 
 def losses(run: Path) -> list[float]:
@@ -85,7 +80,7 @@ def test_stopping_at_any_step_and_going_on_changes_no_bit(shards: Path, tmp_path
         assert first.step == stop_at + 1
         second = pretrain(tiny_config(shards), run)
         assert (second.started_at_step, second.step, second.finished) == (stop_at + 1, 12, True)
-        assert final_bytes(run) == final_bytes(tmp_path / "whole")
+        assert final_tensors(run) == final_tensors(tmp_path / "whole")
         assert losses(run) == losses(tmp_path / "whole")
 
 
@@ -101,7 +96,7 @@ def test_batch_statistics_memory_layout_and_bf16_are_continued_too(shards: Path,
 
     assert pretrain(config, tmp_path / "stopped", on_step=stop).step == 7
     assert pretrain(config, tmp_path / "stopped").finished
-    assert final_bytes(tmp_path / "stopped") == final_bytes(tmp_path / "whole")
+    assert final_tensors(tmp_path / "stopped") == final_tensors(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
 
 
@@ -110,21 +105,21 @@ def test_workers_and_saving_interval_change_no_bit(shards: Path, tmp_path: Path)
     other = tiny_config(shards, save_every_samples=96, log_every_steps=5)
     other = dataclasses.replace(other, loader=dataclasses.replace(other.loader, workers=1))
     pretrain(other, tmp_path / "b")
-    assert final_bytes(tmp_path / "a") == final_bytes(tmp_path / "b")
+    assert final_tensors(tmp_path / "a") == final_tensors(tmp_path / "b")
 
 
 def test_another_seed_gives_another_model(shards: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(shards), tmp_path / "a")
     pretrain(tiny_config(shards, seed=1), tmp_path / "b")
-    assert final_bytes(tmp_path / "a") != final_bytes(tmp_path / "b")
+    assert final_tensors(tmp_path / "a") != final_tensors(tmp_path / "b")
 
 
 def test_a_finished_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(shards), tmp_path)
-    before = final_bytes(tmp_path)
+    before = final_tensors(tmp_path)
     summary = pretrain(tiny_config(shards), tmp_path)
     assert (summary.started_at_step, summary.step, summary.finished) == (12, 12, True)
-    assert final_bytes(tmp_path) == before
+    assert final_tensors(tmp_path) == before
     assert len(losses(tmp_path)) == 12
 
 
@@ -133,8 +128,8 @@ def test_damage_to_the_newest_checkpoint_costs_one_interval(
     shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     pretrain(tiny_config(shards), tmp_path / "run")
-    before = final_bytes(tmp_path / "run")
-    file = tmp_path / "run/checkpoints/step_00000012/optimizer.safetensors"
+    before = final_tensors(tmp_path / "run")
+    file = tmp_path / "run/checkpoints/step_00000012/state/shard-00001-model-00001-of-00001.safetensors"
     data = bytearray(file.read_bytes())
     match damage:
         case "flip":
@@ -151,7 +146,7 @@ def test_damage_to_the_newest_checkpoint_costs_one_interval(
     assert "passing over a damaged checkpoint" in caplog.text
     assert "step_00000012" in caplog.text
     assert summary.started_at_step == 10
-    assert final_bytes(tmp_path / "run") == before
+    assert final_tensors(tmp_path / "run") == before
     lines = read_metrics(tmp_path / "run/metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == list(range(1, 13))
 
@@ -236,6 +231,25 @@ def test_a_loss_at_chance_is_reported(
     assert "tells nothing apart has 2.0794" in caplog.text
 
 
+def test_images_tokens_and_groups_travel_without_waiting(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies from pinned memory run beside the device's work only where nobody waits for them."""
+    travelled: list[tuple[torch.dtype, int, bool]] = []
+    plain = torch.Tensor.to
+
+    def recorded(self: torch.Tensor, *arguments: Any, **named: Any) -> torch.Tensor:
+        if arguments and isinstance(arguments[0], torch.device):
+            travelled.append((self.dtype, self.ndim, named.get("non_blocking", False)))
+        return plain(self, *arguments, **named)
+
+    monkeypatch.setattr(torch.Tensor, "to", recorded)
+    pretrain(tiny_config(shards, samples=8, schedule=ScheduleConfig(warmup_samples=0)), tmp_path / "run")
+    assert (torch.uint8, 4, True) in travelled
+    assert travelled.count((torch.int64, 2, True)) == 2
+    assert not [one for one in travelled if one[0] in (torch.uint8, torch.int64) and not one[2]]
+
+
 class Counting:
     """An evaluator that reports how often it was called."""
 
@@ -258,7 +272,7 @@ def test_evaluators_run_when_due_and_do_not_disturb_training(shards: Path, tmp_p
     lines = [line for line in read_metrics(tmp_path / "with/metrics.jsonl") if "results" in line]
     assert [(line["step"], line["results"][0]["value"]) for line in lines] == [(4, 1.0), (8, 2.0), (12, 3.0)]
     assert summary.results[0].to_dict()["value"] == 3.0
-    assert final_bytes(tmp_path / "with") == final_bytes(tmp_path / "without")
+    assert final_tensors(tmp_path / "with") == final_tensors(tmp_path / "without")
 
 
 def test_a_failing_evaluator_does_not_cost_the_training(shards: Path, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""What ranks do for tests: one call each in a forked process, see `rank_server`. Returns the exit code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
+
+from clip_med.distributed import process_group, rank, world_size
+from clip_med.pretrain import pretrain
+from clip_med.training.tensor_parts import read_parts, stored_tensors, take_part
+from tests.tiny_run import tiny_config, write_shards
+
+
+def warm_up() -> None:
+    """Train once, so that the children find everything imported; on one thread nothing is lost in a fork."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards = write_shards(Path(folder) / "shards")
+        pretrain(tiny_config(shards, samples=24), Path(folder) / "run", device="cpu")
+
+
+def run(shards: str, run: str, train: dict[str, Any]) -> int:
+    """Train; prints what the summary says."""
+    summary = pretrain(tiny_config(Path(shards), **train), Path(run), device="cpu")
+    print(json.dumps([summary.step, summary.finished, summary.stopped_by]))
+    return 0
+
+
+def _tensors(sharded: bool) -> dict[str, torch.Tensor]:
+    """Matrices that do and do not divide by the ranks, fewer rows than ranks, a replicated one, scalars, bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    whole = {
+        "even/exp_avg": torch.randn(8, 3, generator=generator),
+        "odd/exp_avg": torch.randn(7, 5, generator=generator),
+        "few/exp_avg": torch.randn(3, generator=generator),
+        "half": torch.randn(5, 2, generator=generator).bfloat16(),
+        "step": torch.tensor(4.0),
+    }
+    if not sharded or world_size() == 1:
+        return whole
+    mesh = init_device_mesh("cpu", (world_size(),))
+    placed: dict[str, torch.Tensor] = dict(whole)
+    for name in ("even/exp_avg", "odd/exp_avg", "few/exp_avg"):
+        placed[name] = distribute_tensor(whole[name], mesh, [Shard(0)])
+    placed["half"] = distribute_tensor(whole["half"], mesh, [Replicate()])
+    return placed
+
+
+def write_part(folder: str, sharded: bool) -> int:
+    """Write this rank's part."""
+    with process_group("cpu"):
+        if rank() == 0:
+            Path(folder).mkdir()
+        if world_size() > 1:
+            dist.barrier()
+        take_part(_tensors(sharded)).write(Path(folder))
+        print(json.dumps(sorted(path.name for path in Path(folder).glob(f"shard-{rank() + 1:05d}-*"))))
+    return 0
+
+
+def read_part(folder: str, sharded: bool) -> int:
+    """Read back into zeros what `write_part` wrote in whatever group, and compare."""
+    with process_group("cpu"):
+        expected = _tensors(sharded=False)
+        into = _tensors(sharded)
+        for tensor in into.values():
+            (tensor.to_local() if isinstance(tensor, DTensor) else tensor).zero_()
+        assert {name: shape for name, (shape, _) in stored_tensors(Path(folder)).items()} == {
+            name: tensor.shape for name, tensor in expected.items()
+        }
+        read_parts(Path(folder), into)
+        for name, tensor in into.items():
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            assert torch.equal(whole, expected[name]), name
+        print(json.dumps(len(into)))
+    return 0
