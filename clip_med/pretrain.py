@@ -21,6 +21,7 @@ from clip_med.distributed import process_group, rank, world_size
 from clip_med.losses.config import InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.models.caption_lengths import report_caption_lengths
+from clip_med.models.compute import apply_compute
 from clip_med.models.config import LoRAConfig, ModelConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
@@ -111,6 +112,7 @@ def pretrain(
             torch.manual_seed(config.train.seed)
             encoder = build_model(config.model)
             adapted = [] if config.lora is None else add_lora(encoder, config.lora)
+            apply_compute(encoder, config.train.compute)
             encoder.to(chosen)
             if config.train.channels_last:
                 # Only the weights: a convolution takes the layout of its weights whatever its input has.

@@ -56,6 +56,7 @@ class TrainDisplay:
         text = (
             f"loss {report.loss:.3f}  lr {report.learning_rate:.1e}  scale {report.logit_scale:.1f}  "
             f"{report.samples_per_second:.0f} samples/s"
+            f"{'' if report.mfu is None else f'  mfu {report.mfu:.1%}'}"
         )
         if self._plain:
             now = time.monotonic()

@@ -14,6 +14,15 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from clip_med.models.packed_text import (
+    Packing,
+    pack_bert_layers,
+    pack_clip_blocks,
+    packed_bert,
+    packed_clip,
+    pools_first,
+)
+
 
 class TextTower:
     """A view of the text tower inside an open_clip `CLIP` (parameters on the model itself) or `CustomTextCLIP`."""
@@ -29,11 +38,19 @@ class TextTower:
                 raise ValueError("text towers with an appended class token (CoCa) or a pad mask are not supported")
             if self.pool not in ("argmax", "eos", "first", "last"):
                 raise ValueError(f"text pooling {self.pool!r} is not supported; one of argmax, eos, first, last")
+        self.multiple = 1
+        """Trimmed lengths are multiples of this, or the context."""
+        self._packing: Packing | None = None
 
     @property
     def trims(self) -> bool:
         """Whether positions after the longest caption can be left out without changing any feature."""
         return self.is_hf or (self.module.attn_mask is not None and self.pool in ("argmax", "eos"))
+
+    @property
+    def packs_pooled(self) -> bool:
+        """Whether the last block is computed for the pooled positions only."""
+        return self._packing is not None and (not self.is_hf or pools_first(self.module))
 
     def lengths(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, " B"]:
         """Positions of each caption up to its end; all of them where the tower cannot be trimmed."""
@@ -46,12 +63,29 @@ class TextTower:
         return self._end(tokens) + 1
 
     def trim(self, tokens: Int64[Tensor, "B T"]) -> Int64[Tensor, "B T2"]:
-        """The tokens up to the end of the longest caption, where the tower allows it."""
-        return tokens if len(tokens) == 0 else tokens[:, : int(self.lengths(tokens).max())]
+        """The tokens up to the end of the longest caption, rounded up to `multiple`, where the tower allows it."""
+        if len(tokens) == 0:
+            return tokens
+        return tokens[:, : -(-int(self.lengths(tokens).max()) // self.multiple) * self.multiple]
+
+    def pack(self) -> None:
+        """Compute real tokens only from now on (`clip_med.models.packed_text`).
+
+        Raises:
+            ValueError: a tower that cannot be trimmed, or of a kind that is not supported; names it.
+        """
+        if not self.trims:
+            raise ValueError("pack_text: this text tower attends to its padding, so the padding cannot be left out")
+        if self._packing is None:
+            pack = pack_bert_layers if self.is_hf else pack_clip_blocks
+            self._packing = pack(self.module.transformer)
 
     def pooled(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
         """Pooled features before the projection head."""
         tower = self.module
+        if self._packing is not None:
+            packed = packed_bert if self.is_hf else packed_clip
+            return packed(tower, self._packing, tokens, self.lengths(tokens))
         if self.is_hf:
             mask = (tokens != tower.config.pad_token_id).long()
             return tower.pooler(tower.transformer(input_ids=tokens, attention_mask=mask), mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clip_med.config import Fraction, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
+from clip_med.models.compute_config import ComputeConfig
 
 
 @config
@@ -60,6 +61,8 @@ class TrainConfig:
     """Gradients are scaled down to this norm; None: never."""
     max_logit_scale: PositiveFloat = 100.0
     """The exponentiated scale is kept at or below this (Radford et al., arXiv 2103.00020, section 2.5)."""
+    compute: ComputeConfig = ComputeConfig()
+    """How the towers are computed."""
     channels_last: bool = False
     """Memory layout of convolutions; for convolutional image towers on CPUs and on GPUs with bf16."""
     lock_image: Literal["none", "trunk", "all"] = "none"

@@ -24,7 +24,8 @@ from clip_med.training.saving import Saver
 from clip_med.training.step import PooledText, StepResult, TrainStep
 from clip_med.training.stop import StopSignals, TimeLimit
 from clip_med.training.teacher import Distillation
-from clip_med.training.watch import ChanceAlarm, Meter, NonFiniteError
+from clip_med.training.throughput import Throughput
+from clip_med.training.watch import ChanceAlarm, NonFiniteError
 from clip_med.training.watchdog import Watchdog
 
 # Of the watchdog's limit for a step: for one that compiles, and for evaluations.
@@ -55,10 +56,12 @@ class StepReport:
     logit_scale: float
     grad_norm: float
     samples_per_second: float
+    flops_per_second: float
+    mfu: float | None
 
     def to_line(self) -> dict[str, int | float]:
         """For `metrics.jsonl`."""
-        return {name: value for name, value in vars(self).items() if name != "total_steps"}
+        return {name: value for name, value in vars(self).items() if name != "total_steps" and value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +120,7 @@ def train(
         unlock_text=config.unlock_text,
     )
     encoder.train()
+    throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
     optimizer = build_optimizer(encoder, config.optim)
     bad_steps = BadSteps(config, encoder)
     progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps)
@@ -138,16 +142,18 @@ def train(
         limit = TimeLimit(config.time_limit_minutes, run.opened)
         stack.callback(loader.close)
         progress.begin(saver)
-        meter = Meter(first)
+        throughput.begin()
         stopped: str | None = None
         while progress.step < total_steps and stopped is None:
             watchdog.tick(f"step {progress.step + 1}", times=_SLOW if progress.step == first else 1.0)
             limit.begin_step()
             rate = _learning_rate(config, progress.step, total_steps)
             set_learning_rate(optimizer, rate)
+            batch = next(loader)
             result = bad_steps.attempt(
-                train_step, next(loader), progress.step, lambda: signals.received or limit.reached(saver.seconds)
+                train_step, batch, progress.step, lambda: signals.received or limit.reached(saver.seconds)
             )
+            throughput.add(batch)
             limit.end_step()
             step = progress.step = progress.step + 1
             stopped = result.stopped
@@ -158,7 +164,7 @@ def train(
             else:
                 chance.add(result.loss, step)
                 if metrics is not None and (step % config.log_every_steps == 0 or last):
-                    report = _report(encoder, config, meter, step, total_steps, rate, result)
+                    report = _report(encoder, config, throughput, step, total_steps, rate, result)
                     metrics.write(report.to_line())
                     if on_step is not None:
                         on_step(report)
@@ -201,7 +207,7 @@ def _log_bad_step(
 def _report(
     encoder: DualEncoder,
     config: TrainConfig,
-    meter: Meter,
+    throughput: Throughput,
     step: int,
     total_steps: int,
     rate: float,
@@ -215,7 +221,7 @@ def _report(
         learning_rate=rate,
         logit_scale=float(encoder.logit_scale.detach().exp()),
         grad_norm=result.grad_norm,
-        samples_per_second=meter.rate(step) * config.batch_size,
+        **vars(throughput.rates()),
     )
 
 

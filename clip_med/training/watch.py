@@ -1,9 +1,8 @@
-"""What the training loop looks out for: values that are no numbers, a loss that stays at chance, its own speed."""
+"""What the training loop looks out for: values that are no numbers, and a loss that stays at chance."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
 from typing import Final
 
@@ -43,20 +42,6 @@ def describe_gradients(step: int, batch: Batch, encoder: DualEncoder) -> str:
     )
 
 
-class Meter:
-    """Steps per second since it was last asked."""
-
-    def __init__(self, step: int) -> None:
-        self._step, self._time = step, time.monotonic()
-
-    def rate(self, step: int) -> float:
-        """Steps per second since the last call, of which `step` is the last."""
-        now = time.monotonic()
-        rate = (step - self._step) / max(now - self._time, 1e-9)
-        self._step, self._time = step, now
-        return rate
-
-
 class ChanceAlarm:
     """Warns when the mean loss of 200 steps is within 1 % of that of a model that has learnt nothing."""
 
@@ -81,4 +66,4 @@ class ChanceAlarm:
             )
 
 
-__all__ = ["ChanceAlarm", "Meter", "NonFiniteError", "describe_gradients", "describe_loss"]
+__all__ = ["ChanceAlarm", "NonFiniteError", "describe_gradients", "describe_loss"]
