@@ -1,10 +1,12 @@
-"""Images per second on one core: DICOM and tables to shards.
+"""Images per second on one core: DICOM and tables to shards, and near duplicates among perceptual hashes.
 
 python -m benchmarks.prep [--quick] [--json FILE]
 
 ct_images_per_second: 512 px uncompressed 12-bit CT slices with a window, file to lossless PNG in a shard, listing of
     the headers included.
 table_images_per_second: 512 px JPEG named by a CSV, read, checked by decoding, stripped of metadata, in a shard.
+dedup_images_per_second: 256-bit hashes, one in ten a copy with up to 10 changed bits, all pairs within 10 bits found;
+    200,000 of them (50,000 with --quick). Decoding and hashing the images is not in it.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.measure import arguments, report
 from data_prep.dicom_tree import DicomConfig, DicomSource
+from data_prep.duplicates import BITS, near_pairs
 from data_prep.record import Source
 from data_prep.table import TableConfig, TableSource
 from data_prep.writing import source_to_shards
@@ -46,6 +49,8 @@ def main() -> None:
             "ct_images_per_second": rates(lambda: convert(ct, folder / "out", images), images, rounds),
             "table_images_per_second": rates(lambda: convert(table, folder / "out", images), images, rounds),
         }
+    hashes = copied_hashes(50_000 if options.quick else 200_000)
+    measured["dedup_images_per_second"] = rates(lambda: find(hashes), len(hashes), rounds)
     report("prep", measured, options)
 
 
@@ -64,6 +69,22 @@ def convert(source: Source, out: Path, images: int) -> None:
     written = source_to_shards(source, out)
     assert sum(written.written.values()) == images
     shutil.rmtree(out)
+
+
+def copied_hashes(count: int) -> np.ndarray:
+    """Random hashes; the last tenth are copies of others with up to 10 bits changed."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (count, BITS), dtype=np.uint8)
+    copies = count // 10
+    bits[-copies:] = bits[:copies]
+    for row in bits[-copies:]:
+        row[rng.choice(BITS, rng.integers(0, 11), replace=False)] ^= 1
+    return np.packbits(bits, axis=1).view(np.uint64)
+
+
+def find(hashes: np.ndarray) -> None:
+    """Every copy must be found, or the rate is not one."""
+    assert len(near_pairs(hashes, 10)) == len(hashes) // 10
 
 
 def body(number: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_med.commands import data_privacy, data_sources
+from clip_med.commands import data_dedup, data_privacy, data_sources
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -33,6 +33,7 @@ def add_parser(commands: Any) -> None:
     )
     data_sources.add_sources(actions)
     data_privacy.add_privacy(actions)
+    data_dedup.add_dedup(actions)
     _add_phantoms(actions)
 
 
