@@ -54,7 +54,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     """
     words = device_name.replace("-", " ").split()
     found = [name for name in _PEAK_TFLOPS if all(part in words for part in name.split())]
-    if precision != "bf16" or not found:
+    if precision not in ("bf16", "pure_bf16") or not found:
         return None
     return _PEAK_TFLOPS[max(found, key=len)] * 1e12
 

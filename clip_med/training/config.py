@@ -110,6 +110,8 @@ class TrainConfig:
             )
         if self.cache_text and self.lock_text == "none":
             raise ValueError("cache_text needs lock_text: trunk or all; the features of a trained tower change")
+        if self.compute.compile and self.precision == "pure_bf16":
+            raise ValueError("compute.compile: pure_bf16 uses a copy of the model that is not compiled; use bf16")
         if self.cache_text and self.unlock_text:
             raise ValueError(f"cache_text needs unlock_text: 0, got {self.unlock_text}; trained layers change features")
         for tower, policy, groups in (

@@ -115,7 +115,7 @@ def _vit_b_32() -> DualEncoder:
     ("name", "precision", "tera"),
     [
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
-        ("NVIDIA H100 PCIe", "bf16", 756.0),
+        ("NVIDIA H100 PCIe", "pure_bf16", 756.0),
         ("NVIDIA A100-SXM4-80GB", "bf16", 312.0),
         ("NVIDIA L40S", "bf16", 362.0),
         ("NVIDIA L4", "bf16", 121.0),

@@ -71,6 +71,11 @@ def test_operations_and_utilisation_are_logged(shards: Path, tmp_path: Path) -> 
     assert all("mfu" not in line and line["flops_per_second"] > 0 for line in unknown)
 
 
+def test_compiling_what_does_not_run_is_refused() -> None:
+    with pytest.raises(ValueError, match="uses a copy of the model that is not compiled"):
+        TrainConfig(samples=8, precision="pure_bf16", compute=ComputeConfig(compile=True))
+
+
 def test_rates_are_those_since_the_last_report(monkeypatch: pytest.MonkeyPatch, shards: Path) -> None:
     now = [100.0]
     monkeypatch.setattr("clip_med.training.throughput.time.monotonic", lambda: now[0])
