@@ -97,7 +97,7 @@ def pretrain(
     Raises:
         ValueError: shards, model or run folder that do not fit; each names what and where.
     """
-    with process_group(device) as chosen:
+    with process_group(device, timeout_seconds=config.train.parallel.timeout_seconds) as chosen:
         data = open_training_data(
             config.data_sources(),
             config.mixture,

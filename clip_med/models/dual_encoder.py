@@ -63,12 +63,17 @@ class DualEncoder(nn.Module):
         """The bias of the sigmoid loss, if the model has one."""
         return self.clip.logit_bias
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights of the image tower, and of what it takes."""
+        return next(self.clip.visual.parameters()).dtype
+
     def encode_image(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit rows for images: uint8 0..255, normalised here, or floating point, taken as already normalised."""
         if images.dtype == torch.uint8:
             # In place: on a CPU, fresh pages for each result take three times as long as the arithmetic.
             images = images.float().mul_(self._factor).add_(self._shift)
-        return _unit_rows(self.clip.encode_image(images))
+        return _unit_rows(self.clip.encode_image(images.to(self.dtype)))
 
     def encode_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Unit rows for token ids; T is the context length or, for towers that can be trimmed, any shorter one."""

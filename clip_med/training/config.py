@@ -42,6 +42,29 @@ class ScheduleConfig:
 
 
 @config
+class DDPConfig:
+    """Every rank holds the whole model (DistributedDataParallel)."""
+
+    kind: Literal["ddp"] = "ddp"
+    timeout_seconds: PositiveFloat = 1800.0
+    """A rank that waits longer for the others fails; must exceed the time of an evaluation, which rank 0 runs alone."""
+
+
+@config
+class FSDPConfig:
+    """Weights, gradients and optimiser state are cut over the ranks, block by block (FSDP2)."""
+
+    kind: Literal["fsdp"] = "fsdp"
+    timeout_seconds: PositiveFloat = 1800.0
+    """See `DDPConfig`."""
+    reshard_after_forward: bool = True
+    """Blocks are gathered again for the backward pass: less memory, half as much communication again."""
+
+
+ParallelConfig = DDPConfig | FSDPConfig
+
+
+@config
 class TrainConfig:
     """One training run; lengths are counted in samples, so that they mean the same at any batch size."""
 
@@ -53,8 +76,14 @@ class TrainConfig:
     """Pairs per step over all ranks."""
     seed: NonNegativeInt = 0
     """Of initial weights, sample order, augmentation, dropout."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: autocast; weights, normalisation of features and loss stay fp32."""
+    micro_batch: PositiveInt | None = None
+    """Pairs of each rank that are encoded with a graph at a time (GradCache): the gradients of the whole batch for the
+    memory of so many pairs and a second forward pass. None: all at once."""
+    precision: Literal["fp32", "bf16", "pure_bf16"] = "fp32"
+    """bf16: autocast. pure_bf16: bf16 weights and activations, and fp32 weights in the optimiser, which are the ones
+    saved. Normalised features and loss are fp32 always."""
+    parallel: DDPConfig = DDPConfig()
+    """How the model lies on several ranks; one process needs neither."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     max_grad_norm: PositiveFloat | None = 1.0
@@ -112,6 +141,8 @@ class TrainConfig:
             raise ValueError("cache_text needs lock_text: trunk or all; the features of a trained tower change")
         if self.compute.compile and self.precision == "pure_bf16":
             raise ValueError("compute.compile: pure_bf16 uses a copy of the model that is not compiled; use bf16")
+        if self.channels_last and isinstance(self.parallel, FSDPConfig):
+            raise ValueError("channels_last: fsdp cuts contiguous weights only; use parallel kind ddp, or leave it out")
         if self.cache_text and self.unlock_text:
             raise ValueError(f"cache_text needs unlock_text: 0, got {self.unlock_text}; trained layers change features")
         for tower, policy, groups in (
@@ -148,4 +179,4 @@ class TrainConfig:
         return samples // self.batch_size
 
 
-__all__ = ["OptimConfig", "ScheduleConfig", "TrainConfig"]
+__all__ = ["DDPConfig", "FSDPConfig", "OptimConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig"]

@@ -36,11 +36,15 @@ _PACKAGES: Final = (
 # What the batch system looks for when a run has ended: exit code 0 alone does not say that work is left.
 REQUEUE: Final = "requeue.json"
 
-# Settings that change neither weights nor the sequence of samples: they may differ when a run is continued.
+# Settings that change neither weights nor the sequence of samples: they may differ when a run is continued. How the
+# model lies on the ranks changes the order of sums, as their number does.
 _FREE: Final = frozenset(
     {
         "loader.workers",
         "loader.prefetch",
+        "train.parallel.kind",
+        "train.parallel.reshard_after_forward",
+        "train.parallel.timeout_seconds",
         "train.log_every_steps",
         "train.save_every_samples",
         "train.eval_every_samples",

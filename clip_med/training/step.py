@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_med.data.batch import Batch
 from clip_med.distributed import rank, world_size
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import TrainConfig
+from clip_med.training.grad_cache import CachedFeatures, Inputs, refuse_batch_statistics
+from clip_med.training.parallel import Towers, clip_gradients
 from clip_med.training.stop import REASONS
 from clip_med.training.teacher import Distillation
 from clip_med.training.watch import NonFiniteError, describe_gradients, describe_loss
@@ -38,20 +40,25 @@ class TrainStep:
     Args:
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
         distill: adds what a teacher says of the batch to the contrastive loss.
+
+    Raises:
+        ValueError: `micro_batch` with layers whose output depends on the other rows.
     """
 
     def __init__(
         self,
         encoder: DualEncoder,
+        towers: Towers,
         optimizer: torch.optim.Optimizer,
         loss: ContrastiveLoss,
         config: TrainConfig,
         pooled_text: PooledText | None = None,
         distill: Distillation | None = None,
     ) -> None:
-        self._encoder, self._optimizer, self._loss, self._config = encoder, optimizer, loss, config
-        self._pooled_text, self._distill = pooled_text, distill
-        self._towers = _parallel(_Towers(encoder))
+        self._encoder, self._towers, self._optimizer, self._loss = encoder, towers, optimizer, loss
+        self._config, self._pooled_text, self._distill = config, pooled_text, distill
+        if config.micro_batch is not None:
+            refuse_batch_statistics(encoder.clip)
 
     def gradients(self, batch: Batch, step: int, received: Callable[[], str | None]) -> StepResult:
         """Leave the clipped gradients of `batch` in the parameters. `received` is asked for this rank's stop signal.
@@ -61,10 +68,8 @@ class TrainStep:
         """
         encoder, config = self._encoder, self._config
         device = encoder.logit_scale.device
-        torch.manual_seed(_step_seed(config.seed, step))
-        inputs = self._inputs(batch, device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            image_features, text_features = self._towers(*inputs)
+        self._towers.begin()
+        image_features, text_features, replay = self._features(self._inputs(batch, device), step)
         group_ids = batch.group_ids.to(device, non_blocking=True)
         objective = self._loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
         if self._distill is not None:
@@ -74,8 +79,10 @@ class TrainStep:
             raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))
         self._optimizer.zero_grad(set_to_none=True)
         objective.backward()
+        replay()
+        self._towers.finish()
         trained = [p for group in self._optimizer.param_groups for p in group["params"]]
-        norm = float(nn.utils.clip_grad_norm_(trained, config.max_grad_norm or math.inf))
+        norm = clip_gradients(trained, config.max_grad_norm or math.inf)
         if not math.isfinite(norm):
             raise NonFiniteError(describe_gradients(step, batch, encoder))
         return StepResult(loss=value, grad_norm=norm, stopped=stopped)
@@ -87,7 +94,18 @@ class TrainStep:
             # As a minimum only: a scale that shrinks below 1 is a sign of trouble that the log should show.
             self._encoder.logit_scale.clamp_(max=math.log(self._config.max_logit_scale))
 
-    def _inputs(self, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _features(self, inputs: Inputs, step: int) -> tuple[Tensor, Tensor, Callable[[], None]]:
+        """Features of this rank's rows, and what remains to be done once the loss has sent its gradient to them."""
+        seed, rows = self._config.seed, len(inputs[0])
+        if (self._config.micro_batch or rows) < rows:
+            cached = CachedFeatures(
+                self._towers, inputs, self._config.micro_batch or rows, lambda chunk: _seed(seed, step, rank(), chunk)
+            )
+            return cached.image, cached.text, cached.backward
+        torch.manual_seed(_seed(seed, step, rank()))
+        return *self._towers(*inputs), lambda: None
+
+    def _inputs(self, batch: Batch, device: torch.device) -> Inputs:
         """Images, then token ids or pooled text features from the cache, on the device."""
         images = batch.images.to(device, non_blocking=True)
         if self._pooled_text is not None:
@@ -95,45 +113,21 @@ class TrainStep:
         return images, None if batch.tokens is None else batch.tokens.to(device, non_blocking=True), None
 
 
-class _Towers(nn.Module):
-    """Both encoders as one module, so that DistributedDataParallel sees one forward pass."""
-
-    def __init__(self, encoder: DualEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, images: Tensor, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
-        if pooled is None:
-            assert tokens is not None, "the loader has no tokenizer and there is no text cache"
-            pooled = self.encoder.pool_text(tokens)
-        return self.encoder.encode_image(images), self.encoder.project_text(pooled)
-
-
-def _parallel(towers: _Towers) -> nn.Module:
-    if world_size() == 1:
-        return towers
-    device = next(towers.parameters()).device
-    # Frozen parameters take no part; statistics of normalisation layers are those of each rank's own rows, and rank
-    # 0's are kept.
-    return nn.parallel.DistributedDataParallel(towers, device_ids=[device.index] if device.type == "cuda" else None)
-
-
 def _agree(value: float, received: str | None) -> tuple[float, str | None]:
     """Mean loss over the ranks, and a reason to stop if any rank has one: all ranks stop at the same step."""
     if world_size() == 1:
         return value, received
     code = 0 if received is None else 1 + REASONS.index(received)
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    gathered = [torch.zeros(2, dtype=torch.float64, device=device) for _ in range(world_size())]
-    dist.all_gather(gathered, torch.tensor([value, code], dtype=torch.float64, device=device))
-    table = torch.stack(gathered).cpu()
+    gathered = [torch.zeros(2, dtype=torch.float64) for _ in range(world_size())]
+    dist.all_gather(gathered, torch.tensor([value, code], dtype=torch.float64))
+    table = torch.stack(gathered)
     highest = int(table[:, 1].max())
     return float(table[:, 0].mean()), None if highest == 0 else REASONS[highest - 1]
 
 
-def _step_seed(seed: int, step: int) -> int:
-    """Seed of everything random inside a step on this rank."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{rank()}".encode(), digest_size=8).digest()
+def _seed(*place: int) -> int:
+    """Seed of everything random at (seed, step, rank) or at a chunk there."""
+    digest = hashlib.blake2b("/".join(map(str, place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
 
 

@@ -46,7 +46,9 @@ class Teacher:
         ValueError: the teacher takes images of another size than the student.
     """
 
-    def __init__(self, settings: DistillConfig, student: DualEncoder, precision: Literal["fp32", "bf16"]) -> None:
+    def __init__(
+        self, settings: DistillConfig, student: DualEncoder, precision: Literal["fp32", "bf16", "pure_bf16"]
+    ) -> None:
         self._settings = settings
         self._precision = precision
         self.encoder = build_model(settings.teacher).to(student.logit_scale.device).eval().requires_grad_(False)
@@ -60,7 +62,7 @@ class Teacher:
     def features(self, batch: Batch) -> tuple[Float[Tensor, "B K"], Float[Tensor, "B K"]]:
         """Unit rows for images and captions of a batch, by the teacher's own normalisation and tokenizer."""
         device = self.encoder.logit_scale.device
-        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._precision == "bf16"):
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=self._precision != "fp32"):
             tokens = self.encoder.tokenize(batch.captions).to(device)
             images = batch.images.to(device, non_blocking=True)
             return self.encoder.encode_image(images), self.encoder.encode_text(tokens)

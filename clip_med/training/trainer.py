@@ -18,6 +18,7 @@ from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
 from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
+from clip_med.training.parallel import Towers
 from clip_med.training.progress import Progress
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.saving import Saver
@@ -121,12 +122,14 @@ def train(
     )
     encoder.train()
     throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
+    # Before the optimiser, which must see the parameters as they lie on the ranks.
+    towers = Towers(encoder, config)
     optimizer = build_optimizer(encoder, config.optim)
     bad_steps = BadSteps(config, encoder)
     progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps)
     progress.resume(allow_data_change=allow_data_change)
     first = progress.step
-    train_step = TrainStep(encoder, optimizer, loss, config, pooled_text, distill)
+    train_step = TrainStep(encoder, towers, optimizer, loss, config, pooled_text, distill)
     began = time.monotonic()
     chance = ChanceAlarm(chance_loss)
     results: tuple[EvaluationResult, ...] = ()
