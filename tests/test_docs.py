@@ -44,3 +44,11 @@ def test_the_files_that_the_pages_name_exist() -> None:
     }
     assert len(named) >= 15
     assert [path for path in sorted(named) if not (DOCS.parent / path).is_file()] == []
+
+
+def test_the_commands_of_the_data_preparation_page_parse() -> None:
+    page = (DOCS / "data_prep.md").read_text()
+    commands = re.findall(r"(?:^|`)clip-med (data [^`\n]*)", page, re.MULTILINE)
+    assert len(commands) == 7
+    for command in commands:
+        build_parser().parse_args(command.split())

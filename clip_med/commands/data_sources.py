@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def add_sources(actions: Any) -> None:
     """Add an action for each source."""
     _add_table(actions)
+    _add_folder(actions)
+    _add_medmnist(actions)
     _add_dicom(actions)
 
 
@@ -139,6 +141,52 @@ def _table(arguments: argparse.Namespace) -> Source:
     if not arguments.images_root.is_dir():
         raise ValueError(f"--images-root {arguments.images_root}: no such folder")
     return TableSource(arguments.manifest, arguments.images_root, settings)
+
+
+def _add_folder(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "folder",
+        _folder,
+        text="make shards from images in folders named after their class",
+        note="CLASS/.../image, or train|val|test/CLASS/.../image.",
+        example="images/ --modality ultrasound --out shards/mine",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="holds a folder per class, or per split")
+    parser.add_argument(
+        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
+    )
+
+
+def _folder(arguments: argparse.Namespace) -> Source:
+    from clip_med.config import validate
+    from data_prep.image_folder import ImageFolderConfig, ImageFolderSource
+
+    folder(arguments.root)
+    values = {"group_pattern": arguments.group_pattern, **shared_settings(arguments)}
+    return ImageFolderSource(arguments.root, validate(ImageFolderConfig, values))
+
+
+def _add_medmnist(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "medmnist",
+        _medmnist,
+        text="make shards from an .npz in the form of MedMNIST, with its official splits",
+        note="One class, several labels or grades per image.",
+        example="breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine",
+    )
+    parser.add_argument("file", metavar="FILE.npz", type=Path, help="SPLIT_images and SPLIT_labels of train, val, test")
+    parser.add_argument("--classes", metavar="NAME", nargs="+", required=True, help="of the classes, by number")
+    parser.add_argument("--negative", metavar="TEXT", default="no finding", help="label of an image without any")
+
+
+def _medmnist(arguments: argparse.Namespace) -> Source:
+    from clip_med.config import validate
+    from data_prep.medmnist import MedMnistConfig, MedMnistSource
+
+    values = {"classes": arguments.classes, "negative": arguments.negative, **shared_settings(arguments)}
+    return MedMnistSource(arguments.file, validate(MedMnistConfig, values))
 
 
 def _add_dicom(actions: Any) -> None:

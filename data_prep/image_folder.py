@@ -1,0 +1,89 @@
+"""A folder of images in folders named after their class: a source of shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from clip_med.config import config
+from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.pixels import clean_image
+from data_prep.record import SPLIT_NAMES, Record, Rejection, ShardSettings, Task
+
+_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".jp2")
+# What folders of splits are called.
+_SPLITS: Final = {
+    **{name: name for name in SPLIT_NAMES},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "testing": "test",
+}
+
+
+@config
+class ImageFolderConfig(ShardSettings):
+    """How a folder of images becomes shards."""
+
+    group_pattern: str = ""
+    """Regular expression with one group that finds the patient in a relative path; empty: every image is its own."""
+
+    def __post_init__(self) -> None:
+        """Refuse a pattern that is none or has not one group."""
+        super().__post_init__()
+        try:
+            groups = re.compile(self.group_pattern).groups
+        except re.error as error:
+            raise ValueError(f"group_pattern {self.group_pattern!r}: {error}") from error
+        if self.group_pattern and groups != 1:
+            raise ValueError(f"group_pattern {self.group_pattern!r} must have one group in parentheses, has {groups}")
+
+
+@dataclass(frozen=True)
+class ImageFolderSource:
+    """`CLASS/.../image` or `SPLIT/CLASS/.../image` below a folder; underscores of class names become spaces."""
+
+    root: Path
+    settings: ImageFolderConfig
+    kind: str = "folder"
+    name: str = "folder"
+    cheap: bool = False
+
+    def digest(self) -> str:
+        """Of the names and sizes of all files."""
+        return digest_of_listing(self.root, walk_files(self.root))
+
+    def records(self) -> Iterator[Record | Rejection]:
+        """A record per image, in the order of the paths."""
+        pattern = re.compile(self.settings.group_pattern) if self.settings.group_pattern else None
+        for row, relative in enumerate(walk_files(self.root), start=1):
+            *folders, file = PurePosixPath(relative).parts
+            split = _SPLITS.get(folders[0].lower(), "") if folders else ""
+            folders = folders[1:] if split else folders
+            match = pattern.search(relative) if pattern else None
+            if PurePosixPath(file).suffix.lower() not in _SUFFIXES:
+                yield Rejection(row=row, path=relative, reason="not an image", detail=PurePosixPath(file).suffix)
+            elif not folders:
+                yield Rejection(row=row, path=relative, reason="no class", detail="lies in no folder of a class")
+            elif pattern is not None and match is None:
+                yield Rejection(row=row, path=relative, reason="no group", detail="group_pattern does not match")
+            else:
+                yield Record(
+                    row=row,
+                    path=relative,
+                    identity=relative,
+                    labels=(" ".join(folders[0].replace("_", " ").split()),),
+                    group=match[1] if match else "",
+                    split=split,
+                )
+
+    def open_image(self, task: Task) -> tuple[bytes, str]:
+        """The image file."""
+        data = inside(self.root, task.path, named="the folder").read_bytes()
+        return clean_image(data, source=task.path, max_side=self.settings.max_side)
+
+
+__all__ = ["ImageFolderConfig", "ImageFolderSource"]
