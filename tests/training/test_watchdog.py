@@ -55,8 +55,11 @@ def test_a_folder_that_cannot_be_written_does_not_keep_it(tmp_path: Path) -> Non
 
 
 def test_none_watches_nothing(tmp_path: Path) -> None:
-    with Watchdog(None, tmp_path, 0, leave=pytest.fail) as watchdog:
+    clock, left = Clock(), list[int]()
+    with Watchdog(None, tmp_path, 0, clock=clock, leave=left.append) as watchdog:
         watchdog.tick("step 1")
+        clock.now += 1e9
+    assert left == []
 
 
 def test_the_time_limit_leaves_room_for_a_step_and_a_save() -> None:
