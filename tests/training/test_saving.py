@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,10 +22,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MB."""
+    """A disk with room for four checkpoints of 19 MB."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=False)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(disk)], check=False)
     if mounted.returncode:
         pytest.skip("mounting a tmpfs needs root: the disk that fills up is not tested here")
     yield disk
@@ -41,9 +42,11 @@ def test_a_disk_that_fills_up_and_empties_costs_nothing(
 
     def fill(report: StepReport) -> None:
         if report.step == 3:
+            while not (run / "latest.json").exists():
+                time.sleep(0.01)  # the save of step 2 may still be under way in its thread
             with ballast.open("wb", buffering=0) as file:
                 try:
-                    while file.write(b"x" * 4096):
+                    while file.write(bytes(1 << 16)):
                         pass
                 except OSError:
                     seen.append(["full"])
@@ -57,7 +60,9 @@ def test_a_disk_that_fills_up_and_empties_costs_nothing(
     assert pretrain(config, run, on_step=fill).finished
     assert seen == [["full"], ["step_00000002"]]
     failed = [line for line in read_metrics(run / "metrics.jsonl") if "failed_saves" in line]
-    assert [(line["step"], line["failed_saves"]) for line in failed] == [(4, 1), (6, 2)]
+    counted = [(line["step"], line["failed_saves"]) for line in failed]
+    # In a thread, the save of step 6 may come to its end after there is room again.
+    assert counted == [(4, 1), (6, 2)] or (asynchronous and counted == [(4, 1)])
     assert all("No space left on device" in line["error"] for line in failed)
     steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     assert steps == list(range(1, 13))
