@@ -1,4 +1,4 @@
-"""One real Slurm cluster for all tests of this folder that ask for it, and a table of what was survived on it."""
+"""One real Slurm cluster for all tests of this folder that ask for it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from tests.slurm.cluster import Cluster, why_not
+from tests.slurm.fault_table import TABLE, markdown
 
 PAIRS = 10
-# Lines of the table, filled by test_faults.py; printed where the tests run in one process (`make test-slurm`).
-TABLE: list[tuple[str, ...]] = []
 
 
 @pytest.fixture(scope="session")
@@ -30,23 +29,11 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table, as Markdown."""
+    """The table of faults, where the tests ran in this process (`make test-slurm`)."""
     if TABLE:
         terminalreporter.section("faults survived")
-        for line in markdown_table(
-            ("after step 6 of 20", "starts", "resumed from step", "seconds", "final weights"), TABLE
-        ):
+        for line in markdown():
             terminalreporter.write_line(line)
-
-
-def markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    """A Markdown table with aligned columns."""
-    table = [head, tuple("-" * 3 for _ in head), *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
-    return [
-        "| " + " | ".join(cell.ljust(w, "-" if n == 1 else " ") for cell, w in zip(row, widths, strict=True)) + " |"
-        for n, row in enumerate(table)
-    ]
 
 
 @pytest.fixture(scope="session")
