@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +19,23 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 from clip_med.distributed import process_group, rank, world_size
 from clip_med.pretrain import pretrain
-from clip_med.training.tensor_parts import read_parts, stored_tensors, take_part
+from clip_med.training.config import FSDPConfig
+from clip_med.training.step import TrainStep
+from clip_med.training.tensor_parts import Part, read_parts, stored_tensors, take_part
+from clip_med.training.trainer import StepReport
 from tests.tiny_run import tiny_config, write_shards
+
+# Parts of steps and of saves.
+MOMENTS: tuple[tuple[Any, str], ...] = (
+    (os, "fsync"),
+    (os, "rename"),
+    (os, "replace"),
+    (shutil, "rmtree"),
+    (TrainStep, "gradients"),
+    (TrainStep, "update"),
+    (Part, "write"),
+    (dist, "all_gather_object"),
+)
 
 
 def warm_up() -> None:
@@ -27,9 +47,61 @@ def warm_up() -> None:
 
 def run(shards: str, run: str, train: dict[str, Any]) -> int:
     """Train; prints what the summary says."""
+    if train.get("parallel") == "fsdp":
+        train = train | {"parallel": FSDPConfig()}
     summary = pretrain(tiny_config(Path(shards), **train), Path(run), device="cpu")
     print(json.dumps([summary.step, summary.finished, summary.stopped_by]))
     return 0
+
+
+def run_until(shards: str, run_folder: str, train: dict[str, Any], step: int) -> int:
+    """Train until after this step, by a signal to rank 0 in the step before it ends; prints the step."""
+    if train.get("parallel") == "fsdp":
+        train = train | {"parallel": FSDPConfig()}
+
+    def on_step(report: StepReport) -> None:
+        if report.step == step - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    summary = pretrain(tiny_config(Path(shards), **train), Path(run_folder), device="cpu", on_step=on_step)
+    print(json.dumps(summary.step))
+    return 0
+
+
+def run_killed(shards: str, run_folder: str, train: dict[str, Any], victims: list[int], moment: int) -> int:
+    """Train, and let each victim kill itself before its `moment`-th call of what a step or a save is made of."""
+    if int(os.environ["RANK"]) in victims:
+        calls = [0]
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*arguments: Any, **named: Any) -> Any:
+                calls[0] += 1
+                if calls[0] == moment:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return original(*arguments, **named)
+
+            return call
+
+        for owner, name in MOMENTS:
+            setattr(owner, name, counted(getattr(owner, name)))
+    return run(shards, run_folder, train)
+
+
+def run_stopped(shards: str, run_folder: str, train: dict[str, Any], victim: int, at_step: int) -> int:
+    """Train, and let one rank stop (SIGSTOP) or, if it is -1, every rank sleep, in the midst of a step."""
+    original = TrainStep.update
+
+    def update(self: TrainStep) -> None:
+        steps[0] += 1
+        if steps[0] == at_step and victim == int(os.environ["RANK"]):
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if steps[0] == at_step and victim == -1:
+            time.sleep(600)
+        original(self)
+
+    steps = [0]
+    TrainStep.update = update  # pyright: ignore[reportAttributeAccessIssue] - in this process only
+    return run(shards, run_folder, train)
 
 
 def _tensors(sharded: bool) -> dict[str, torch.Tensor]:
