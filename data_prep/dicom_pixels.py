@@ -11,7 +11,7 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64, Integer, UInt8
@@ -25,16 +25,8 @@ from pydicom.pixels.utils import pixel_array
 from clip_med.config import config
 from data_prep import dicom_codecs
 from data_prep.record import RejectedImageError
+from data_prep.windows import WINDOWS, WindowName
 
-# Center and width in Hounsfield units, as radiology teaching sites give them (Radiopaedia, "Windowing (CT)").
-WINDOWS: Final = {
-    "lung": (-600.0, 1500.0),
-    "bone": (400.0, 1800.0),
-    "soft_tissue": (50.0, 400.0),
-    "brain": (40.0, 80.0),
-    "mediastinum": (50.0, 350.0),
-}
-WindowName = Literal["file", "lung", "bone", "soft_tissue", "brain", "mediastinum"]
 MAX_PIXELS: Final = 64_000_000
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR: Final = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
@@ -336,4 +328,4 @@ def _number(dataset: Dataset, name: str) -> int:
     return value
 
 
-__all__ = ["DAMAGED", "WINDOWS", "PixelRules", "check_picture", "displayed_frame", "read_dicom", "windowed"]
+__all__ = ["DAMAGED", "PixelRules", "check_picture", "displayed_frame", "read_dicom", "windowed"]

@@ -12,10 +12,25 @@ from clip_med.commands import data_dedup, data_privacy, data_sources
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
+_EXAMPLES = """examples:
+  clip-med data table studies.csv --images-root images --out shards/mine
+  clip-med data folder images/ --modality ultrasound --out shards/mine
+  clip-med data medmnist breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine
+  clip-med data dicom export/ --out shards/ct --window lung
+  clip-med data volumes scans/ --modality CT --window lung --step 5 --out shards/ct
+  clip-med data dedup shards/train --against shards/test --out shards/train-clean
+  clip-med data verify shards/mine/train
+"""
+
 
 def add_parser(commands: Any) -> None:
     """Add `data index`, `data verify`, `data show`, `data phantoms` and a `data SOURCE` for every source."""
-    parser = commands.add_parser("data", help="make, index, verify and show WebDataset shards")
+    parser = commands.add_parser(
+        "data",
+        help="make, index, verify and show WebDataset shards",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_EXAMPLES,
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     index = _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
     index.add_argument(

@@ -16,6 +16,8 @@ from clip_med.commands.progress import ItemDisplay
 if TYPE_CHECKING:
     from data_prep.record import Source
 
+_WINDOWS = ("file", "lung", "bone", "soft_tissue", "brain", "mediastinum")
+
 
 def add_sources(actions: Any) -> None:
     """Add an action for each source."""
@@ -23,6 +25,7 @@ def add_sources(actions: Any) -> None:
     _add_folder(actions)
     _add_medmnist(actions)
     _add_dicom(actions)
+    _add_volumes(actions)
 
 
 def add_source(
@@ -199,12 +202,7 @@ def _add_dicom(actions: Any) -> None:
         example="export/ --out shards/ct --window lung --frames all",
     )
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
-    parser.add_argument(
-        "--window",
-        default="file",
-        choices=("file", "lung", "bone", "soft_tissue", "brain", "mediastinum"),
-        help="of CT images; default: what the file says",
-    )
+    parser.add_argument("--window", default="file", choices=_WINDOWS, help="of CT images; default: what the file says")
     parser.add_argument("--window-index", metavar="N", type=int, default=0, help="which of several windows; default 0")
     parser.add_argument("--for-processing", action="store_true", help="also take raw detector images")
     parser.add_argument("--frames", default="middle", choices=("first", "middle", "all"), help="default middle")
@@ -222,6 +220,32 @@ def _dicom(arguments: argparse.Namespace) -> Source:
     frames = {name: getattr(arguments, name) for name in ("frames", "frame_step", "image_format")}
     settings = validate(DicomConfig, {"pixels": pixels, **frames, **shared_settings(arguments)})
     return DicomSource(arguments.root, settings)
+
+
+def _add_volumes(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "volumes",
+        _volumes,
+        text="make shards from the slices of NIfTI volumes",
+        note="Every file is a case; --modality is required.",
+        example="scans/ --modality CT --window lung --step 5 --out shards/ct",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .nii and .nii.gz files, at any depth")
+    parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="default axial")
+    parser.add_argument("--step", metavar="N", type=int, default=1, help="every so many slices; default 1")
+    parser.add_argument("--window", default="file", choices=_WINDOWS, help="of CT volumes; default: by percentiles")
+    parser.add_argument("--time", metavar="N", type=int, default=0, help="which volume of a series; default 0")
+
+
+def _volumes(arguments: argparse.Namespace) -> Source:
+    from clip_med.config import validate
+
+    with naming_extra("volumes"):
+        from data_prep.volumes import VolumeConfig, VolumeSource
+    folder(arguments.root)
+    values = {name: getattr(arguments, name) for name in ("plane", "step", "window", "time")}
+    return VolumeSource(arguments.root, validate(VolumeConfig, {**values, **shared_settings(arguments)}))
 
 
 def folder(path: Path) -> None:

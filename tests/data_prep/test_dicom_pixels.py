@@ -16,8 +16,9 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep import dicom_codecs
-from data_prep.dicom_pixels import WINDOWS, PixelRules, displayed_frame, read_dicom, windowed
+from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom, windowed
 from data_prep.record import RejectedImageError
+from data_prep.windows import WINDOWS
 
 FILES = Path(pydicom.__file__).parent / "data"
 
