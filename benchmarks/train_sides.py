@@ -180,8 +180,8 @@ def ours(work: Work) -> None:
 
 
 # Adam moves every weight by about this much in each step, whatever the loss: at 5e-4, the default of both, rounding
-# errors of fp32 have grown to 1e-3 in the loss after twenty steps, and two correct trainers could not be told from two
-# different ones. The time of a step does not depend on it.
+# errors of fp32 would grow with it until two correct trainers could not be told from two different ones. The time of a
+# step does not depend on it.
 LEARNING_RATE = 1e-5
 
 
