@@ -7,8 +7,8 @@ tiled_time_fraction: seconds of the same two; each run has a process of its own,
 siglip_memory_fraction: as the first, of the sigmoid losses.
 
 At 32,768 pairs; with `--quick` at 6,144, where features weigh more and the memory fractions are some ten times as large
-(0.25 and 0.35). The plain losses need 17 GiB at 32,768: with less at hand the largest batch that fits is taken for both sides, and said
-so, and the tiled losses run at 32,768 alone.
+(0.25 and 0.35). The plain losses need 17 GiB at 32,768: with less at hand the largest batch that fits is taken for
+both sides, and said so, and the tiled losses run at 32,768 alone.
 """
 
 from __future__ import annotations
