@@ -65,6 +65,18 @@ ParallelConfig = DDPConfig | FSDPConfig
 
 
 @config
+class EmaConfig:
+    """Running average of the weights; counted in samples, so that the batch size may change."""
+
+    half_life_samples: PositiveInt = 500_000
+    """A weight of so many samples ago counts half as much as one of now."""
+    ramp_up: Fraction = 0.05
+    """At the beginning the half-life is this fraction of the samples seen."""
+    use_for_eval: bool = True
+    """Evaluations during and after training see the average instead of the weights themselves."""
+
+
+@config
 class TrainConfig:
     """One training run; lengths are counted in samples, so that they mean the same at any batch size."""
 
@@ -82,10 +94,12 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "pure_bf16"] = "fp32"
     """bf16: autocast. pure_bf16: bf16 weights and activations, and fp32 weights in the optimiser, which are the ones
     saved. Normalised features and loss are fp32 always."""
-    parallel: DDPConfig = DDPConfig()
+    parallel: ParallelConfig = DDPConfig()
     """How the model lies on several ranks; one process needs neither."""
     optim: OptimConfig = OptimConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    ema: EmaConfig | None = None
+    """Also keep a running average of the weights, in checkpoints too; None: no."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this norm; None: never."""
     max_logit_scale: PositiveFloat = 100.0
@@ -179,4 +193,4 @@ class TrainConfig:
         return samples // self.batch_size
 
 
-__all__ = ["DDPConfig", "FSDPConfig", "OptimConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig"]
+__all__ = ["DDPConfig", "EmaConfig", "FSDPConfig", "OptimConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig"]

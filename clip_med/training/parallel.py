@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from clip_med.distributed import world_size
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import DDPConfig, FSDPConfig, TrainConfig
+from clip_med.training.ema import for_evaluation, replica_of
 
 # Blocks of open_clip's and timm's vision transformers, of Hugging Face's text towers, and stages of convolutional nets.
 _BLOCK: Final = re.compile(r"(?:^|\.)(?:resblocks|blocks?|layers?|stages|layer\d)\.\d+$")
@@ -44,12 +45,14 @@ class Towers:
         self._bf16_copy = _bf16_copy(encoder) if pure and not sharded else None
         self.module = _Forward(self._bf16_copy or encoder)
         self._runs: Any = self.module
+        self._replica: DualEncoder | None = None
         match config.parallel:
             case _ if ranks == 1:
                 pass
             case DDPConfig():
                 self._runs = _distributed(self.module)
             case FSDPConfig():
+                self._replica = replica_of(encoder)
                 _shard(self.module, config.parallel, pure=pure)
 
     def __call__(self, images: Tensor, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -71,6 +74,10 @@ class Towers:
         if isinstance(self._runs, DistributedDataParallel):
             return self._runs.no_sync()
         return _without_reduction(self.module)
+
+    def for_evaluation(self, weights: Mapping[str, Tensor]) -> AbstractContextManager[DualEncoder]:
+        """The whole encoder with `weights` in place of its own of these names; every rank must enter."""
+        return for_evaluation(self._encoder, weights, self._replica)
 
     def finish(self) -> None:
         """After the backward passes of a step: all gradients are in the parameters of `encoder`, equal on all ranks."""

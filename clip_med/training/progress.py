@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from clip_med.data.loader import TrainLoader
 from clip_med.distributed import gather_objects
@@ -23,6 +25,9 @@ class Progress:
 
     A run that goes back (`rewind`) takes the weights of the last checkpoint of its schedule, never of one that a signal
     caused: where it goes is then a function of the step alone, and a continued run goes where the unbroken one does.
+
+    Args:
+        extra: further tensors to restore, see `load_checkpoint`.
     """
 
     def __init__(
@@ -35,9 +40,11 @@ class Progress:
         bad_steps: BadSteps,
         *,
         total_steps: int,
+        extra: Mapping[str, Tensor] | None = None,
     ) -> None:
         self._encoder, self._optimizer, self._loader = encoder, optimizer, loader
         self._run, self._config, self._bad_steps, self._total = run, config, bad_steps, total_steps
+        self._extra = extra
         self._goes_back = "rewind" in (config.on_nonfinite, config.on_spike)
         self._scheduled = 0
         self.step = 0
@@ -51,7 +58,7 @@ class Progress:
         step = self._newest()
         if step is None:
             return
-        state = load_checkpoint(self._run.checkpoint(step), self._encoder, self._optimizer)
+        state = load_checkpoint(self._run.checkpoint(step), self._encoder, self._optimizer, self._extra)
         self._loader.load_state_dict(state["loader"], allow_data_change=allow_data_change)
         self._bad_steps.load_state_dict(state["bad_steps"])
         self._run.accept()
@@ -95,7 +102,7 @@ class Progress:
         step = self._newest(at_most=self._scheduled)
         if step is None:
             raise CheckpointError(f"{self._run.checkpoints}: no checkpoint to go back to")
-        load_checkpoint(self._run.checkpoint(step), self._encoder, self._optimizer)
+        load_checkpoint(self._run.checkpoint(step), self._encoder, self._optimizer, self._extra)
         self._bad_steps.rewinds.append([step, self.step])
         self.save(saver, scheduled=True, last=False)
         return step

@@ -42,6 +42,7 @@ _FREE: Final = frozenset(
     {
         "loader.workers",
         "loader.prefetch",
+        "train.ema.use_for_eval",
         "train.parallel.kind",
         "train.parallel.reshard_after_forward",
         "train.parallel.timeout_seconds",

@@ -16,6 +16,7 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.unlock import freeze
 from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
+from clip_med.training.ema import Ema
 from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
 from clip_med.training.parallel import Towers
@@ -126,7 +127,9 @@ def train(
     towers = Towers(encoder, config)
     optimizer = build_optimizer(encoder, config.optim)
     bad_steps = BadSteps(config, encoder)
-    progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps)
+    ema = None if config.ema is None else Ema(encoder, config.ema)
+    extra = {} if ema is None else ema.tensors
+    progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps, extra=extra)
     progress.resume(allow_data_change=allow_data_change)
     first = progress.step
     train_step = TrainStep(encoder, towers, optimizer, loss, config, pooled_text, distill)
@@ -139,7 +142,7 @@ def train(
         if run.writes:
             metrics = MetricsLog(run.metrics, step=first, tensorboard=config.tensorboard)
             stack.callback(metrics.close)
-        saver = Saver(encoder, optimizer, run, config, metrics=metrics)
+        saver = Saver(encoder, optimizer, run, config, metrics=metrics, extra=extra)
         stack.callback(saver.close)
         signals = stack.enter_context(StopSignals())
         limit = TimeLimit(config.time_limit_minutes, run.opened)
@@ -166,6 +169,8 @@ def train(
                 _log_bad_step(result, bad_steps, metrics, step, back)
             else:
                 chance.add(result.loss, step)
+                if ema is not None:
+                    ema.update(step * config.batch_size, config.batch_size)
                 if metrics is not None and (step % config.log_every_steps == 0 or last):
                     report = _report(encoder, config, throughput, step, total_steps, rate, result)
                     metrics.write(report.to_line())
@@ -175,7 +180,8 @@ def train(
             watchdog.tick(f"what follows step {step}", times=_SLOW if evaluate else 1.0)
             try:
                 if evaluate:
-                    results = _evaluate(encoder, evaluators, metrics, step, config.batch_size)
+                    with towers.for_evaluation(ema.weights if ema is not None and ema.for_eval else {}) as whole:
+                        results = _evaluate(whole, evaluators, metrics, step, config.batch_size)
             finally:
                 if last or evaluate or config.save_due(step):
                     _log_mix(loader, metrics, step, config.batch_size)

@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 
-def two_ranks(shards: Path, run: Path, stop_at: int = 0) -> list[str]:
+def two_ranks(shards: Path, run: Path, settings: str, stop_at: int = 0) -> list[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.rank_run", str(shards), str(run)],
+            [sys.executable, "-m", "tests.training.rank_run", str(shards), str(run), settings],
             env=os.environ
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "STOP_AT": str(stop_at)}
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
@@ -44,14 +44,23 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model/open_clip_model.safetensors")
 
 
+def evaluated(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [result["value"] for line in lines for result in line.get("results", [])]
+
+
 @pytest.mark.slow
-def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("settings", ["ddp", "fsdp"])
+def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(shards: Path, tmp_path: Path, settings: str) -> None:
+    """The ranks encode two pairs at a time and keep an average, which is what the evaluator sees."""
     from clip_med.pretrain import pretrain
     from tests.tiny_run import tiny_config
+    from tests.training.rank_run import EMA, first_feature
 
-    pretrain(tiny_config(shards), tmp_path / "one")
-    assert two_ranks(shards, tmp_path / "two", stop_at=5) == ["6 False SIGTERM"] * 2
-    assert two_ranks(shards, tmp_path / "two") == ["12 True None"] * 2
+    pretrain(tiny_config(shards, ema=EMA), tmp_path / "one", evaluators=[first_feature])
+    assert two_ranks(shards, tmp_path / "two", settings, stop_at=5) == ["6 False SIGTERM"] * 2
+    assert two_ranks(shards, tmp_path / "two", settings) == ["12 True None"] * 2
+    assert evaluated(tmp_path / "two") == pytest.approx(evaluated(tmp_path / "one"), abs=1e-4)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     # Sums over the batch come in another order; Adam divides by small numbers, so rounding grows over twelve steps.
     for name, value in one.items():
