@@ -19,7 +19,10 @@ from torch import Tensor
 
 from clip_med.distributed import world_size
 from clip_med.losses.exchange import Exchange
-from clip_med.losses.tiles import Pairs
+from clip_med.losses.tiles import Pairs, shaped
+
+# Of exponents of fp32: e^80 is finite, and e^-80 a normal number.
+_ROOM = 80.0
 
 
 def tiled_info_nce(
@@ -66,12 +69,14 @@ class _Sums:
         self.positive_logits: Tensor = torch.zeros_like(self.lse)
         self.positives: Tensor = torch.zeros_like(self.lse)
 
-    def add(self, lines: slice, logits: Tensor, positive: Tensor | None, dim: int) -> None:
+    def add(self, lines: slice, lse: Tensor) -> None:
+        """Take in the log-sum-exp of a tile's lines."""
+        torch.logaddexp(self.lse[lines], lse, out=self.lse[lines])
+
+    def add_positives(self, lines: slice, logits: Tensor, positive: Tensor, dim: int) -> None:
         """Take in a tile; `dim` is summed over."""
-        torch.logaddexp(self.lse[lines], logits.logsumexp(dim), out=self.lse[lines])
-        if positive is not None:
-            self.positive_logits[lines] += (logits * positive).sum(dim)
-            self.positives[lines] += positive.sum(dim)
+        self.positive_logits[lines] += (logits * positive).sum(dim)
+        self.positives[lines] += positive.sum(dim)
 
     def over_ranks(self) -> None:
         """From this rank's part of each column to the whole."""
@@ -108,13 +113,16 @@ class _TiledInfoNCE(torch.autograd.Function):
         # The loss is half of each direction's.
         weights = pairs.by_row(gradients[0] / 2)
 
+        memory = pairs.tile_memory()
+
         def slope(rows: slice, place: slice, logits: Tensor, positive: Tensor | None) -> Tensor:
-            by_row = (logits - row_lse[rows, None]).exp_()
-            by_column = logits.sub_(column_lse[place]).exp_()
+            by_row, by_column = weights[pairs.own][rows], weights[place]
+            sum_ = shaped(memory, *logits.shape)
+            _softmaxes(logits, row_lse[rows], column_lse[place], by_row, by_column, sum_)
             if positive is not None:
-                by_row.addcdiv_(positive, row_positives[rows, None], value=-1)
-                by_column.addcdiv_(positive, column_positives[place], value=-1)
-            return by_row.mul_(weights[pairs.own][rows, None]).addcmul_(by_column, weights[place])
+                sum_.addcmul_(positive, (by_row / row_positives[rows])[:, None], value=-1)
+                sum_.addcmul_(positive, by_column / column_positives[place], value=-1)
+            return sum_
 
         with torch.autocast(pairs.image.device.type, enabled=False):
             return *pairs.gradients(slope, 2 * weights[pairs.own], ctx.needs_input_grad[:3]), None, None, None
@@ -125,8 +133,12 @@ def _sums(pairs: Pairs) -> tuple[_Sums, _Sums]:
     row, column = (_Sums(n, pairs.dtype, pairs.image.device) for n in (len(pairs.image), pairs.all_rows))
 
     def see(rows: slice, place: slice, logits: Tensor, positive: Tensor | None) -> None:
-        row.add(rows, logits, positive, dim=1)
-        column.add(place, logits, positive, dim=0)
+        if positive is not None:
+            row.add_positives(rows, logits, positive, dim=1)
+            column.add_positives(place, logits, positive, dim=0)
+        of_rows, of_columns = _log_sums(logits)
+        row.add(rows, of_rows)
+        column.add(place, of_columns)
 
     pairs.visit(see)
     column.over_ranks()
@@ -137,6 +149,36 @@ def _sums(pairs: Pairs) -> tuple[_Sums, _Sums]:
         row.positive_logits.copy_(pairs.partner_logits())
         column.positive_logits[pairs.own] = row.positive_logits
     return row, column
+
+
+def _log_sums(logits: Float[Tensor, "r c"]) -> tuple[Float[Tensor, "r"], Float[Tensor, "c"]]:
+    """Log-sum-exp of rows and of columns from one exponential of each number; may write over the logits."""
+    row_max, column_max = logits.amax(1), logits.amax(0)
+    highest = row_max.amax()
+    # A line far below the highest would be lost, and needs its own maximum.
+    if float(highest - torch.minimum(row_max.amin(), column_max.amin())) > _ROOM:
+        return logits.logsumexp(1), logits.logsumexp(0)
+    powers = logits.sub_(highest).exp_()
+    return powers.sum(1).log_().add_(highest), powers.sum(0).log_().add_(highest)
+
+
+def _softmaxes(
+    logits: Float[Tensor, "r c"],
+    row_lse: Float[Tensor, "r"],
+    column_lse: Float[Tensor, "c"],
+    by_row: Float[Tensor, "r"],
+    by_column: Float[Tensor, "c"],
+    out: Float[Tensor, "r c"],
+) -> None:
+    """Into `out`: by_row exp(logits - row_lse) + by_column exp(logits - column_lse); writes over the logits."""
+    lowest = torch.minimum(row_lse.amin(), column_lse.amin())
+    if float(torch.maximum(row_lse.amax(), column_lse.amax()) - lowest) > _ROOM:
+        torch.sub(logits, row_lse[:, None], out=out).exp_().mul_(by_row[:, None])
+        out.addcmul_(logits.sub_(column_lse).exp_(), by_column)
+        return
+    # exp(z - lse) = exp(z - lowest) exp(lowest - lse): one exponential for both. No logit is above its row's lse.
+    rows, columns = by_row * (lowest - row_lse).exp(), by_column * (lowest - column_lse).exp()
+    torch.add(rows[:, None], columns, out=out).mul_(logits.sub_(lowest).exp_())
 
 
 __all__ = ["tiled_info_nce"]

@@ -18,7 +18,8 @@ from clip_med.losses.exchange import Exchange, columns_of, each_block, each_bloc
 from clip_med.losses.positives import positive_pairs
 
 Visit = Callable[[slice, slice, Tensor, Tensor | None], None]
-"""Called with rows, columns (among all ranks'), logits s v t' of the tile, and 1 for positives, else 0, with ids."""
+"""Called with rows, columns (among all ranks'), logits s v t' of the tile, and 1 for positives, else 0, with ids. May
+write over the logits, whose memory the next tile uses."""
 Slope = Callable[[slice, slice, Tensor, Tensor | None], Tensor]
 """Called likewise; returns dL/dlogits of the tile, L the sum of all ranks' losses, and may write over the logits."""
 
@@ -86,15 +87,21 @@ class Pairs:
         """Derivative by each row's term in its rank's mean; ranks differ only if the caller weighs them."""
         return gather(upstream.reshape(1).to(self.dtype)).repeat_interleave(len(self.image)) / len(self.image)
 
+    def tile_memory(self) -> Tensor:
+        """Room for the numbers of one tile: fresh memory for each would have its pages mapped again and again."""
+        side = min(self.tile, self.all_rows)
+        return self.image.new_empty(min(side, len(self.image)) * side, dtype=self.dtype)
+
     def visit(self, see: Visit) -> None:
         """Every tile once."""
         rows = self.scaled_image()
+        memory = self.tile_memory()
 
         def see_block(first: int, block: Tensor) -> None:
             block = block.to(self.dtype)
             for r, c in tiles(len(rows), len(block), self.tile):
                 place = slice(first + c.start, first + c.stop)
-                see(r, place, rows[r] @ block[c].T, self._positive(r, place))
+                see(r, place, product(rows[r], block[c], memory), self._positive(r, place))
 
         each_block(self.columns, self.exchange, see_block)
 
@@ -114,12 +121,13 @@ class Pairs:
         need_image, need_text = needed[0] or not needed[1], needed[1]
         rows, scaled = self.image.to(self.dtype), self.scaled_image()
         to_image = torch.zeros_like(rows)
+        memory = self.tile_memory()
 
         def add_block(first: int, block: Tensor, to_block: Tensor) -> None:
             block = block.to(self.dtype)
             for r, c in tiles(len(rows), len(block), self.tile):
                 place = slice(first + c.start, first + c.stop)
-                by_logit = slope(r, place, scaled[r] @ block[c].T, self._positive(r, place))
+                by_logit = slope(r, place, product(scaled[r], block[c], memory), self._positive(r, place))
                 if need_image:
                     to_image[r].addmm_(by_logit, block[c])
                 if need_text:
@@ -143,6 +151,16 @@ class Pairs:
         return positive_pairs(self.group_ids[rows], self.all_ids[place], diagonal).to(self.dtype)
 
 
+def product(rows: Float[Tensor, "r D"], columns: Float[Tensor, "c D"], memory: Tensor) -> Float[Tensor, "r c"]:
+    """rows columns', in `memory`."""
+    return torch.mm(rows, columns.T, out=shaped(memory, len(rows), len(columns)))
+
+
+def shaped(memory: Tensor, rows: int, columns: int) -> Float[Tensor, "r c"]:
+    """The beginning of `memory` as a tile."""
+    return memory[: rows * columns].view(rows, columns)
+
+
 def tiles(rows: int, columns: int, side: int) -> Iterator[tuple[slice, slice]]:
     """Slices of rows and columns that cover each pair once; the last ones may be smaller.
 
@@ -155,4 +173,4 @@ def tiles(rows: int, columns: int, side: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, min(row + side, rows)), slice(column, min(column + side, columns))
 
 
-__all__ = ["Pairs", "tiles"]
+__all__ = ["Pairs", "product", "shaped", "tiles"]

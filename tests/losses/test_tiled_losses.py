@@ -72,6 +72,24 @@ def test_sigmoid_matches_numpy_at_any_tile_size(rows: int, tile: int, scale: flo
         np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("tile", [2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_lines_far_below_the_others_keep_their_sums(tile: int, dtype: torch.dtype) -> None:
+    # Logits of a tile from -100 to 100: e^(z - 100) of the lowest lines is no fp32 number.
+    v, t = (x.to(dtype) for x in features(7, 3))
+    v[1], v[4], t[0], t[2] = -v[0], -v[0], v[0], v[0]
+    t[5] = -v[0]
+    results: list[list[Tensor]] = []
+    for compute in (lambda *x: tiled_info_nce(*x, tile=tile), info_nce):
+        leaves = [v.clone().requires_grad_(), t.clone().requires_grad_(), parameter(100.0, dtype)]
+        loss = compute(*leaves)
+        results.append([loss.detach(), *torch.autograd.grad(loss, leaves)])
+    assert float((v @ t.T).min()) < -0.99
+    assert float((v @ t.T).max()) > 0.99
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=1e-6)
+
+
 @settings(max_examples=30, deadline=None)
 @given(rows=st.integers(0, 12), columns=st.integers(0, 12), side=st.integers(1, 14))
 def test_tiles_cover_every_pair_once(rows: int, columns: int, side: int) -> None:
