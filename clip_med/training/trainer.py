@@ -122,83 +122,139 @@ def train(
         unlock_text=config.unlock_text,
     )
     encoder.train()
-    throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
-    # Before the optimiser, which must see the parameters as they lie on the ranks.
-    towers = Towers(encoder, config)
-    optimizer = build_optimizer(encoder, config.optim)
-    bad_steps = BadSteps(config, encoder)
-    ema = None if config.ema is None else Ema(encoder, config.ema)
-    extra = {} if ema is None else ema.tensors
-    progress = Progress(encoder, optimizer, loader, run, config, bad_steps, total_steps=total_steps, extra=extra)
-    progress.resume(allow_data_change=allow_data_change)
-    first = progress.step
-    train_step = TrainStep(encoder, towers, optimizer, loss, config, pooled_text, distill)
     began = time.monotonic()
-    chance = ChanceAlarm(chance_loss)
-    results: tuple[EvaluationResult, ...] = ()
-    with contextlib.ExitStack() as stack:
-        watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, run.path, rank()))
-        metrics = None
-        if run.writes:
-            metrics = MetricsLog(run.metrics, step=first, tensorboard=config.tensorboard)
-            stack.callback(metrics.close)
-        saver = Saver(encoder, optimizer, run, config, metrics=metrics, extra=extra)
-        stack.callback(saver.close)
-        signals = stack.enter_context(StopSignals())
-        limit = TimeLimit(config.time_limit_minutes, run.opened)
-        stack.callback(loader.close)
-        progress.begin(saver)
-        throughput.begin()
-        stopped: str | None = None
-        while progress.step < total_steps and stopped is None:
-            watchdog.tick(f"step {progress.step + 1}", times=_SLOW if progress.step == first else 1.0)
-            limit.begin_step()
-            rate = _learning_rate(config, progress.step, total_steps)
-            set_learning_rate(optimizer, rate)
-            batch = next(loader)
-            result = bad_steps.attempt(
-                train_step, batch, progress.step, lambda: signals.received or limit.reached(saver.seconds)
-            )
-            throughput.add(batch)
-            limit.end_step()
-            step = progress.step = progress.step + 1
-            stopped = result.stopped
-            last = step == total_steps or stopped is not None
-            if isinstance(result, BadStep):
-                back = progress.go_back(saver) if result.action == "rewind" else None
-                _log_bad_step(result, bad_steps, metrics, step, back)
-            else:
-                chance.add(result.loss, step)
-                if ema is not None:
-                    ema.update(step * config.batch_size, config.batch_size)
-                if metrics is not None and (step % config.log_every_steps == 0 or last):
-                    report = _report(encoder, config, throughput, step, total_steps, rate, result)
-                    metrics.write(report.to_line())
-                    if on_step is not None:
-                        on_step(report)
-            evaluate = bool(evaluators) and (step == total_steps or config.evaluation_due(step))
-            watchdog.tick(f"what follows step {step}", times=_SLOW if evaluate else 1.0)
-            try:
-                if evaluate:
-                    with towers.for_evaluation(ema.weights if ema is not None and ema.for_eval else {}) as whole:
-                        results = _evaluate(whole, evaluators, metrics, step, config.batch_size)
-            finally:
-                if last or evaluate or config.save_due(step):
-                    _log_mix(loader, metrics, step, config.batch_size)
-                    progress.save(saver, scheduled=evaluate or config.save_due(step), last=last)
-            saver.poll()
-        if stopped not in (None, "SIGINT") and progress.step < total_steps:
-            run.ask_for_requeue(step=progress.step, samples=progress.step * config.batch_size, reason=str(stopped))
+    loop = _Loop(encoder, loader, config, run, total_steps, evaluators, on_step)
+    loop.prepare(loss, pooled_text, distill, chance_loss, allow_data_change=allow_data_change)
+    first = loop.progress.step
+    stopped = loop.go()
+    step = loop.progress.step
+    if stopped not in (None, "SIGINT") and step < total_steps:
+        run.ask_for_requeue(step=step, samples=step * config.batch_size, reason=str(stopped))
     return TrainSummary(
-        step=progress.step,
-        samples=progress.step * config.batch_size,
+        step=step,
+        samples=step * config.batch_size,
         started_at_step=first,
-        finished=progress.step == total_steps,
-        stopped_by=stopped if progress.step < total_steps else None,
+        finished=step == total_steps,
+        stopped_by=stopped if step < total_steps else None,
         seconds=time.monotonic() - began,
-        checkpoint=run.checkpoint(progress.step),
-        results=results,
+        checkpoint=run.checkpoint(step),
+        results=loop.results,
     )
+
+
+class _Loop:
+    """`prepare` makes what the steps need and goes to the newest checkpoint; `go` takes the steps."""
+
+    def __init__(
+        self,
+        encoder: DualEncoder,
+        loader: TrainLoader,
+        config: TrainConfig,
+        run: RunFolder,
+        total_steps: int,
+        evaluators: Sequence[Evaluator],
+        on_step: Callable[[StepReport], None] | None,
+    ) -> None:
+        self.encoder, self.loader, self.config, self.run = encoder, loader, config, run
+        self.total_steps, self.evaluators, self.on_step = total_steps, evaluators, on_step
+        self.metrics: MetricsLog | None = None
+        self.results: tuple[EvaluationResult, ...] = ()
+
+    def prepare(
+        self,
+        loss: ContrastiveLoss,
+        pooled_text: PooledText | None,
+        distill: Distillation | None,
+        chance_loss: float | None,
+        *,
+        allow_data_change: bool,
+    ) -> None:
+        encoder, config = self.encoder, self.config
+        self.throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
+        # Before the optimiser, which must see the parameters as they lie on the ranks.
+        self.towers = Towers(encoder, config)
+        self.optimizer = build_optimizer(encoder, config.optim)
+        self.bad_steps = BadSteps(config, encoder)
+        self.ema = None if config.ema is None else Ema(encoder, config.ema)
+        self.extra = {} if self.ema is None else self.ema.tensors
+        self.progress = Progress(
+            encoder,
+            self.optimizer,
+            self.loader,
+            self.run,
+            config,
+            self.bad_steps,
+            total_steps=self.total_steps,
+            extra=self.extra,
+        )
+        self.progress.resume(allow_data_change=allow_data_change)
+        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, distill)
+        self.chance = ChanceAlarm(chance_loss)
+
+    def go(self) -> str | None:
+        """Take steps to the end or to the first reason to stop, which is returned."""
+        config, progress, first = self.config, self.progress, self.progress.step
+        with contextlib.ExitStack() as stack:
+            watchdog = stack.enter_context(Watchdog(config.watchdog_seconds, self.run.path, rank()))
+            if self.run.writes:
+                self.metrics = MetricsLog(self.run.metrics, step=first, tensorboard=config.tensorboard)
+                stack.callback(self.metrics.close)
+            saver = Saver(self.encoder, self.optimizer, self.run, config, metrics=self.metrics, extra=self.extra)
+            stack.callback(saver.close)
+            signals = stack.enter_context(StopSignals())
+            limit = TimeLimit(config.time_limit_minutes, self.run.opened)
+            stack.callback(self.loader.close)
+            progress.begin(saver)
+            self.throughput.begin()
+            stopped: str | None = None
+            while progress.step < self.total_steps and stopped is None:
+                watchdog.tick(f"step {progress.step + 1}", times=_SLOW if progress.step == first else 1.0)
+                limit.begin_step()
+                rate = _learning_rate(config, progress.step, self.total_steps)
+                set_learning_rate(self.optimizer, rate)
+                batch = next(self.loader)
+                result = self.bad_steps.attempt(
+                    self.train_step, batch, progress.step, lambda: signals.received or limit.reached(saver.seconds)
+                )
+                self.throughput.add(batch)
+                limit.end_step()
+                progress.step += 1
+                stopped = result.stopped
+                last = progress.step == self.total_steps or stopped is not None
+                if isinstance(result, BadStep):
+                    back = progress.go_back(saver) if result.action == "rewind" else None
+                    _log_bad_step(result, self.bad_steps, self.metrics, progress.step, back)
+                else:
+                    self._after_good_step(result, rate, last=last)
+                self._evaluate_and_save(saver, watchdog, last=last)
+                saver.poll()
+        return stopped
+
+    def _after_good_step(self, result: StepResult, rate: float, *, last: bool) -> None:
+        step, config = self.progress.step, self.config
+        self.chance.add(result.loss, step)
+        if self.ema is not None:
+            self.ema.update(step * config.batch_size, config.batch_size)
+        if self.metrics is not None and (step % config.log_every_steps == 0 or last):
+            report = _report(self.encoder, config, self.throughput, step, self.total_steps, rate, result)
+            self.metrics.write(report.to_line())
+            if self.on_step is not None:
+                self.on_step(report)
+
+    def _evaluate_and_save(self, saver: Saver, watchdog: Watchdog, *, last: bool) -> None:
+        """Where one is due; the checkpoint is also written when an evaluator fails."""
+        step, config = self.progress.step, self.config
+        evaluate = bool(self.evaluators) and (step == self.total_steps or config.evaluation_due(step))
+        watchdog.tick(f"what follows step {step}", times=_SLOW if evaluate else 1.0)
+        try:
+            if evaluate:
+                averaged = self.ema.weights if self.ema is not None and self.ema.for_eval else {}
+                with self.towers.for_evaluation(averaged) as whole:
+                    self.results = _evaluate(whole, self.evaluators, self.metrics, step, config.batch_size)
+        finally:
+            if last or evaluate or config.save_due(step):
+                _log_mix(self.loader, self.metrics, step, config.batch_size)
+                self.progress.save(saver, scheduled=evaluate or config.save_due(step), last=last)
 
 
 def _learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
