@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -41,11 +42,16 @@ def add_parser(commands: Any) -> None:
 
 
 def _pretrain(arguments: argparse.Namespace) -> int:
-    if "SLURM_JOB_ID" in os.environ:
-        from clip_med.training.stop import hold_back
+    with contextlib.ExitStack() as stack:
+        if "SLURM_JOB_ID" in os.environ:
+            from clip_med.training.stop import held_back
 
-        # Before torch is imported.
-        hold_back()
+            # Before torch is imported.
+            stack.enter_context(held_back())
+        return _train(arguments)
+
+
+def _train(arguments: argparse.Namespace) -> int:
     from clip_med.commands.forgetting import ForgettingGuard
     from clip_med.commands.progress import TrainDisplay
     from clip_med.config import load_config

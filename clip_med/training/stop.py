@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, Final
 
 # TERM: preemption and `scancel`; USR1, USR2: Slurm's warning before the time limit; INT: Ctrl-C.
 SIGNALS: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
-
 
 TIME_LIMIT: Final = "time limit"
 # All reasons, in the order in which they win when ranks have different ones: a user's Ctrl-C over all.
@@ -22,19 +22,25 @@ _MARGIN: Final = 30.0
 _HELD_BACK: Final = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
-def hold_back() -> None:
-    """Let the stop signals of a batch system wait until `StopSignals` can note them.
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Let the stop signals of a batch system wait until `StopSignals` can note them, or until the end of this.
 
     A job may be preempted while its ranks still import torch, for 5 to 20 s; dying of the signal would look like a
-    crash. Threads and processes that are started meanwhile inherit this.
+    crash. Threads and processes that are started meanwhile inherit this; threads that exist already do not, and would
+    receive the signal: use it before torch is imported.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class StopSignals:
     """While open, notes the first stop signal in `received`; a second Ctrl-C interrupts at once.
 
-    Signals that waited since `hold_back` arrive on opening. Python only runs handlers in the main thread of a process:
+    Signals that waited since `held_back` arrive on opening. Python only runs handlers in the main thread of a process:
     elsewhere nothing is caught.
     """
 
@@ -92,4 +98,4 @@ class TimeLimit:
         return TIME_LIMIT if self._clock() + needed >= self._end else None
 
 
-__all__ = ["REASONS", "SIGNALS", "TIME_LIMIT", "StopSignals", "TimeLimit", "hold_back"]
+__all__ = ["REASONS", "SIGNALS", "TIME_LIMIT", "StopSignals", "TimeLimit", "held_back"]
