@@ -36,6 +36,12 @@ def shared_models() -> Path:
 
 
 @pytest.fixture
+def shared_prompts() -> Path:
+    """Folder of public class descriptions (`llm_class_prompts.json`, `fundus_definitions.json`)."""
+    return _shared("prompts")
+
+
+@pytest.fixture
 def minilm() -> Path:
     """Folder of the all-MiniLM-L6-v2 model inside its PyPI package."""
     from importlib.util import find_spec

@@ -9,6 +9,8 @@ import yaml
 
 from clip_med.cli import build_parser
 from clip_med.config import validate
+from clip_med.knowledge.lint import lint
+from clip_med.knowledge.load import load_base, read_sources
 from clip_med.pretrain import PretrainConfig
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -29,6 +31,17 @@ def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
     assert [config.lora is not None for config in configs] == [False, False, True, False, False]
     assert [config.distill is not None for config in configs] == [False, False, False, True, False]
     commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        build_parser().parse_args(command.split())
+
+
+def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: Path) -> None:
+    page = (DOCS / "knowledge.md").read_text()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "ours.yaml").write_text(block)
+    assert lint(read_sources([tmp_path / "ours.yaml"]), known=load_base()) == []
+    commands = re.findall(r"^clip-med ([^#\n]*)", page, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
         build_parser().parse_args(command.split())

@@ -32,6 +32,7 @@ def test_the_wheel_works_on_its_own(tmp_path: Path) -> None:
     for needed in (
         "clip_med/cli.py",
         "clip_med/_configs/pretrain/demo.yaml",
+        "clip_med/knowledge/base/kidney_ct.yaml",
         "data_prep/caption_templates.yaml",
         "zero_shot/suite.py",
         "slurm/__init__.py",

@@ -32,9 +32,11 @@ class YamlSource:
     lines: dict[Keys, int] = field(default_factory=dict)
 
     def where(self, keys: Keys) -> str:
-        """`file:line` of the value at `keys`, or of its nearest parent that is written in the file."""
+        """`file:line` of the value at `keys`, or of its nearest parent; the file alone if no lines are known."""
         if self.path is None:
             return "command line"
+        if not self.lines:
+            return str(self.path)
         while keys and keys not in self.lines:
             keys = keys[:-1]
         return f"{self.path}:{self.lines.get(keys, 1)}"

@@ -1,1 +1,1 @@
-"""Class names and prompts."""
+"""Medical knowledge: findings with names, descriptions and relations, and the prompts of classes."""
