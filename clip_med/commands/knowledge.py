@@ -125,7 +125,11 @@ def _list(arguments: argparse.Namespace) -> int:
 
 def _card(known: Knowledge, finding: Finding) -> dict[str, Any]:
     """What is known of a finding, its place in the hierarchy and its groups included; empty parts are left out."""
-    groups = {name: group.kind for name, group in known.groups.items() if finding.id in group.members}
+    groups = {
+        name: f"{group.kind}: {', '.join(group.members)}"
+        for name, group in known.groups.items()
+        if finding.id in group.members
+    }
     card = {
         "id": finding.id,
         "name": finding.name,
@@ -137,7 +141,7 @@ def _card(known: Knowledge, finding: Finding) -> dict[str, Any]:
         **{facet: list(texts) for facet, texts in finding.facets().items() if facet != "definition"},
         "parents": list(finding.parents),
         "children": [f.id for f in known.findings.values() if finding.id in f.parents],
-        "excludes": sorted(known.exclusions(finding.id)),
+        "excludes": sorted(known.exclusions(finding.id, label_sets=False)),
         "groups": groups,
         "labels": dict(finding.labels),
     }

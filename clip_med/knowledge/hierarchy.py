@@ -48,30 +48,48 @@ class Knowledge:
         """Ids of its parents, their parents and so on; the finding itself only if the parents form a cycle."""
         return self._ancestors[finding]
 
-    def exclusions(self, finding: str) -> frozenset[str]:
+    def exclusions(self, finding: str, *, label_sets: bool = True) -> frozenset[str]:
         """Ids of the findings that cannot be present together with it.
 
-        Those are: what it or an ancestor excludes, in both directions; the other members of its multi-class and
-        ordinal groups; and the descendants of all these. A member of a group that is an ancestor of another member is
-        not excluded by it: data sets have a class for the rest, such as pneumonia beside COVID-19 pneumonia.
+        Those are: what it or an ancestor excludes, in both directions; the other grades of its ordinal scales; with
+        `label_sets` the other members of its multi-class groups; and the descendants of all these. Classes of a data
+        set exclude each other as labels, though patients can have both (drusen and choroidal neovascularization):
+        without `label_sets` only what is medically impossible is left. A member of a group that is an ancestor of
+        another is not excluded by it: data sets have a class for the rest, as pneumonia beside COVID-19 pneumonia.
         """
         lineage = self.ancestors(finding) | {finding}
-        partners = {b for a in lineage for b in self.partners.get(a, ())}
-        excluded = {other for other in self.findings if partners & (self.ancestors(other) | {other})}
-        return frozenset(excluded - lineage)
+        partners = {b for a in lineage for b in (self.partners if label_sets else self._stated).get(a, ())}
+        return frozenset({other for p in partners for other in self._descendants.get(p, ())} - lineage)
 
     @functools.cached_property
     def partners(self) -> dict[str, frozenset[str]]:
         """Id to the ids that are stated to exclude it, by either side or by a group; not inherited."""
+        return self._partners("ordinal", "multi_class")
+
+    @functools.cached_property
+    def _stated(self) -> dict[str, frozenset[str]]:
+        return self._partners("ordinal")
+
+    def _partners(self, *kinds: str) -> dict[str, frozenset[str]]:
         pairs = {(f.id, other) for f in self.findings.values() for other in f.excludes}
         for group in self.groups.values():
-            if group.kind != "multi_label":
-                pairs |= {(a, b) for a, b in combinations(dict.fromkeys(group.members), 2) if not self._related(a, b)}
+            if group.kind in kinds:
+                members = dict.fromkeys(group.members)
+                pairs |= {(a, b) for a, b in combinations(members, 2) if not self._related(a, b)}
         table: dict[str, set[str]] = {}
         for a, b in pairs:
             table.setdefault(a, set()).add(b)
             table.setdefault(b, set()).add(a)
         return {a: frozenset(others) for a, others in table.items()}
+
+    @functools.cached_property
+    def _descendants(self) -> dict[str, set[str]]:
+        """Id to itself and all that are kinds of it."""
+        below = {finding: {finding} for finding in self.findings}
+        for finding, above in self._ancestors.items():
+            for ancestor in above & below.keys():
+                below[ancestor].add(finding)
+        return below
 
     def _related(self, a: str, b: str) -> bool:
         return b in self._ancestors.get(a, ()) or a in self._ancestors.get(b, ())

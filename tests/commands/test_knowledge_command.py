@@ -60,10 +60,11 @@ def test_show_prints_a_card(capsys: pytest.CaptureFixture[str]) -> None:
     assert said.startswith("kidney stone (CT, kidney)  [kidney_stone]\n")
     texts = [stone.definition, *stone.attributes.filled().values(), *stone.positive, *stone.negative]
     assert all(text in said for text in texts if text)
-    assert "excludes: kidney_cyst, kidney_normal, kidney_tumour" in said
+    assert "excludes: kidney_normal\n" in said
+    assert "kidney_ct: multi_class: kidney_normal, kidney_cyst, kidney_stone, kidney_tumour" in said
     assert main(["knowledge", "show", "kidney_stone", "--json"]) == 0
     (card,) = json.loads(capsys.readouterr().out)["findings"]
-    assert card["groups"] == {"kidney_ct": "multi_class"}
+    assert card["excludes"] == ["kidney_normal"]
     assert card["appearance"] == list(stone.descriptions.appearance)
 
 

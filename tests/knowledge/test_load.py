@@ -148,6 +148,15 @@ def test_ancestors_and_exclusions_are_inherited() -> None:
         assert not known.exclusions(name) & known.ancestors(name)
 
 
+def test_classes_of_a_data_set_exclude_each_other_as_labels_only() -> None:
+    grades = Group(name="g", kind="ordinal", members=("a", "b"))
+    classes = Group(name="c", kind="multi_class", members=("a", "z"))
+    known = Knowledge(findings=chain(a=(), b=(), z=(), y=("z",)), groups={"g": grades, "c": classes})
+    assert known.exclusions("a") == {"b", "z", "y"}
+    assert known.exclusions("a", label_sets=False) == {"b"}
+    assert known.exclusions("y", label_sets=False) == frozenset()
+
+
 def test_a_cycle_of_parents_ends() -> None:
     assert Knowledge(findings=chain(a=("b",), b=("a",)), groups={}).ancestors("a") == {"a", "b"}
 
