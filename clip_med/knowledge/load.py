@@ -13,7 +13,7 @@ from clip_med.config import ConfigError, nearest
 from clip_med.config.structure import structure
 from clip_med.config.yaml_source import YamlSource, read_yaml
 from clip_med.knowledge.hierarchy import Knowledge
-from clip_med.knowledge.schema import Descriptions, Finding, KnowledgeFile
+from clip_med.knowledge.schema import Descriptions, Finding, Group, KnowledgeFile
 
 BASE = Path(__file__).with_name("base")
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -92,13 +92,15 @@ def merge(sources: Sequence[KnowledgeSource]) -> Knowledge:
 def first_of_each(sources: Sequence[KnowledgeSource]) -> Knowledge:
     """The sources as one; of an id that comes twice, the first."""
     findings: dict[str, Finding] = {}
+    groups: dict[str, Group] = {}
     for content in (read.content for read in sources):
         for finding in content.findings:
             own = replace(
                 finding, modality=finding.modality or content.modality, anatomy=finding.anatomy or content.anatomy
             )
             findings.setdefault(finding.id, own)
-    groups = {group.name: group for read in reversed(sources) for group in reversed(read.content.groups)}
+        for group in content.groups:
+            groups.setdefault(group.name, group)
     return Knowledge(findings=findings, groups=groups)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,9 @@ from clip_med.cli import main
 from clip_med.knowledge.load import load_base
 from clip_med.models.config import ViTModel
 from clip_med.models.folder import build_model, save_folder
+
+SMALL: dict[str, Any] = {"image_size": 32, "image_width": 16, "image_layers": 1, "embed_dim": 8}
+SMALL |= {"text_width": 16, "text_layers": 1, "text_heads": 1}
 
 
 def test_check_counts_the_base_and_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,15 +46,18 @@ def test_check_by_words_and_by_a_tokenizer(tmp_path: Path, capsys: pytest.Captur
     path.write_text(json.dumps({"a": [words], "b": ["word " * 9]}))
     assert main(["knowledge", "check", str(path), "--context-length", "16"]) == 0
     assert main(["knowledge", "check", str(path), "--context-length", "14"]) == 1
-    small = ViTModel(
-        image_size=32, image_width=16, image_layers=1, embed_dim=8, context_length=16, text_width=16, text_layers=1,
-        text_heads=1,
-    )  # fmt: skip
-    save_folder(build_model(small), tmp_path / "model")
+    save_folder(build_model(ViTModel(**SMALL, context_length=16)), tmp_path / "model")
     capsys.readouterr()
     assert main(["knowledge", "check", str(path), "--model", str(tmp_path / "model"), "--json"]) == 1
     (problem,) = json.loads(capsys.readouterr().out)["problems"]
     assert "too-long: a: 9 words" in problem
+
+
+def test_no_sentence_of_the_base_is_cut_by_the_tokenizer_of_clip() -> None:
+    texts = [text for f in load_base().findings.values() for facet in f.facets().values() for text in facet]
+    texts += [text for f in load_base().findings.values() for text in (*f.names, *f.attributes.filled().values())]
+    assert len(texts) >= 3_000
+    assert build_model(ViTModel(**SMALL, context_length=77)).truncated(texts) == 0
 
 
 def test_show_prints_a_card(capsys: pytest.CaptureFixture[str]) -> None:
