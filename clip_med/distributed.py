@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 T = TypeVar("T")
 
@@ -183,6 +184,18 @@ def gather_objects(value: T, group: dist.ProcessGroup | None = None) -> list[T]:
     return gathered
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor itself or, where it is cut over the ranks, all of it; then all ranks together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, target: Tensor) -> Tensor:
+    """A whole tensor, or this rank's slice of it where `target` is cut; every rank has all of it, none is sent."""
+    if not isinstance(target, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
 class _Gather(torch.autograd.Function):
     """All-gather forward; all-reduce (sum) and own slice backward."""
 
@@ -205,7 +218,9 @@ __all__ = [
     "gather_objects",
     "gather_with_gradient",
     "place",
+    "placed_like",
     "process_group",
     "rank",
+    "whole",
     "world_size",
 ]

@@ -49,6 +49,13 @@ class ScratchText:
     init_logit_bias: float | None = None
     """Start of the logit bias, for the sigmoid loss (-10 in SigLIP); None: no bias."""
 
+    def __post_init__(self) -> None:
+        """Refuse heads that do not divide the width."""
+        if self.text_width % self.text_heads:
+            raise ValueError(
+                f"text_width must be a multiple of text_heads, got {self.text_width} and {self.text_heads}"
+            )
+
     def with_vision(self, vision_cfg: dict[str, Any]) -> dict[str, Any]:
         """The whole model in open_clip's words."""
         model_cfg: dict[str, Any] = {
@@ -75,6 +82,18 @@ class ViTModel(ScratchText):
     patch_size: PositiveInt = 16
     image_width: PositiveInt = 192
     image_layers: PositiveInt = 4
+
+    def __post_init__(self) -> None:
+        """Refuse patches that leave a border of the image out, and heads that do not divide the width."""
+        ScratchText.__post_init__(self)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size, got {self.image_size} and {self.patch_size}"
+            )
+        if self.image_width > 64 and self.image_width % 64:
+            raise ValueError(
+                f"image_width must be a multiple of 64 (a head's width) or below it, got {self.image_width}"
+            )
 
     def model_cfg(self) -> dict[str, Any]:
         """The same in open_clip's words."""
@@ -106,6 +125,7 @@ class ResNetModel(ScratchText):
 
     def __post_init__(self) -> None:
         """Refuse sizes that the five halvings of the tower do not divide."""
+        ScratchText.__post_init__(self)
         if self.image_size % 32:
             raise ValueError(f"image_size must be a multiple of 32, got {self.image_size}")
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
+from clip_med.distributed import placed_like, whole
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
 from clip_med.models.context import extend_context
@@ -77,10 +77,10 @@ def folder_tensors(encoder: DualEncoder, *, keep: bool = True) -> FolderTensors:
     def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         copied: dict[str, Tensor] = {}
         for name, tensor in tensors.items():
-            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            complete = whole(tensor)
             if keep:
                 # Copies: tensors that share memory are refused by safetensors, and training goes on writing to these.
-                copied[name] = whole.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+                copied[name] = complete.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         return copied
 
     adapters = adapter_tensors(encoder) if encoder.lora is not None else {}
@@ -178,15 +178,8 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
     # Adapted weights keep their base, which the merged ones here do not tell.
     state = clip.state_dict()
     clip.load_state_dict(
-        {name: _like(weights[name], value) if name in weights else value for name, value in state.items()}
+        {name: placed_like(weights[name], value) if name in weights else value for name, value in state.items()}
     )
-
-
-def _like(whole: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor, or this rank's slice of it where the model is sharded; every rank has read it, none is sent."""
-    if not isinstance(target, DTensor):
-        return whole
-    return distribute_tensor(whole.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
 
 
 def resolve_folder(path: Path) -> Path:

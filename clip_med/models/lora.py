@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from clip_med.distributed import placed_like, whole
 from clip_med.models.config import LoRAConfig
 from clip_med.models.dual_encoder import DualEncoder
 
@@ -70,16 +71,18 @@ class LowRank(nn.Module):
         a = self.lora_a
         if self.training and self.dropout.p > 0:
             a = a * self.dropout(a.new_ones(a.shape[-1]))
-        return self._sum(weight, a)
+        return self._sum(weight, a, self.lora_b)
 
     def merged(self, weight: Float[Tensor, "out in"]) -> Float[Tensor, "out in"]:
-        """The adapted weight without dropout, in either mode."""
-        return self._sum(weight, self.lora_a)
+        """The adapted weight without dropout, in either mode; of a sharded model whole, all ranks together."""
+        return self._sum(whole(weight), whole(self.lora_a), whole(self.lora_b))
 
-    def _sum(self, weight: Float[Tensor, "out in"], a: Float[Tensor, "P r in"]) -> Float[Tensor, "out in"]:
+    def _sum(
+        self, weight: Float[Tensor, "out in"], a: Float[Tensor, "P r in"], b: Float[Tensor, "P rows r"]
+    ) -> Float[Tensor, "out in"]:
         # In full precision under autocast too: bf16 has 8 bits for what adapters change in the ninth.
         with torch.autocast(weight.device.type, enabled=False):
-            change = self.scale * (self.lora_b @ a)
+            change = self.scale * (b @ a)
             if self.blocks == 1:
                 return weight + change[0]
             rows = list(weight.chunk(self.blocks))
@@ -207,7 +210,7 @@ def load_adapters(encoder: DualEncoder, directory: Path) -> None:
         raise ValueError(f"{file}: missing {missing[:5]}, unexpected or of another shape {wrong[:5]}")
     with torch.no_grad():
         for name, value in trained.items():
-            own[name].copy_(value)
+            own[name].copy_(placed_like(value, own[name]))
     if fresh:
         for name, tensor in own.items():
             if isinstance(tensor, nn.Parameter):

@@ -75,6 +75,11 @@ class EmaConfig:
     use_for_eval: bool = True
     """Evaluations during and after training see the average instead of the weights themselves."""
 
+    def __post_init__(self) -> None:
+        """Refuse a half-life of nothing: the average would be the weights themselves."""
+        if self.ramp_up == 0.0:
+            raise ValueError("ramp_up must lie above 0; 1 lets the half-life grow with the samples seen")
+
 
 @config
 class TrainConfig:
@@ -157,6 +162,10 @@ class TrainConfig:
             raise ValueError("compute.compile: pure_bf16 uses a copy of the model that is not compiled; use bf16")
         if self.channels_last and isinstance(self.parallel, FSDPConfig):
             raise ValueError("channels_last: fsdp cuts contiguous weights only; use parallel kind ddp, or leave it out")
+        if self.compute.patch_dropout and self.lock_image != "none":
+            raise ValueError(
+                f"compute.patch_dropout needs lock_image: none, got {self.lock_image}; a locked tower sees all patches"
+            )
         if self.cache_text and self.unlock_text:
             raise ValueError(f"cache_text needs unlock_text: 0, got {self.unlock_text}; trained layers change features")
         for tower, policy, groups in (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from clip_med.distributed import rank
+from clip_med.distributed import rank, whole
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import EmaConfig
 
@@ -74,10 +74,9 @@ def for_evaluation(
         target = {} if replica is None else replica.clip.state_dict()
         with torch.no_grad():
             for name, tensor in own.items():
-                chosen = weights.get(name, tensor)
-                whole = chosen.full_tensor() if isinstance(chosen, DTensor) else chosen
+                chosen = whole(weights.get(name, tensor))
                 if target:
-                    target[name].copy_(whole)
+                    target[name].copy_(chosen)
         if replica is None:
             yield encoder
         else:

@@ -16,6 +16,7 @@ from clip_med.models.config import HFTower, ModelConfig, ResNetModel, TimmTower,
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model, save_folder
 from clip_med.models.packed_text import Packing
+from clip_med.training.config import TrainConfig
 from tests.models.tiny_bert import write_bert
 
 VIT = ViTModel(
@@ -261,3 +262,8 @@ def test_text_towers_other_than_bert_are_not_packed(tmp_path: Path) -> None:
 def test_settings_that_undo_each_other_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ComputeConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_patches_of_a_locked_tower_cannot_be_dropped() -> None:
+    with pytest.raises(ValueError, match="patch_dropout needs lock_image: none, got trunk"):
+        TrainConfig(samples=8, lock_image="trunk", compute=ComputeConfig(patch_dropout=0.5))

@@ -291,3 +291,16 @@ def test_runs_checkpoints_and_models_are_told_apart(encoder_of: Callable[[str], 
 def test_unknown_architectures_name_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"'ViT-B32'.*did you mean 'ViT-B-32'"):
         build_model(OpenClipModel(name="ViT-B32"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"text_width": 32, "text_heads": 3}, "text_width must be a multiple of text_heads, got 32 and 3"),
+        ({"image_size": 32, "patch_size": 7}, "image_size must be a multiple of patch_size, got 32 and 7"),
+        ({"image_width": 200}, "image_width must be a multiple of 64 .* got 200"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ViTModel(**settings)  # type: ignore[arg-type]

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from clip_med.models.config import LoRAConfig
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.pretrain import pretrain
+from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import EmaConfig, FSDPConfig
 from tests.tiny_run import tiny_config
 from zero_shot.result import Result
@@ -23,7 +25,14 @@ EMA = EmaConfig(half_life_samples=16, ramp_up=1.0)
 SETTINGS: dict[str, dict[str, Any]] = {
     "ddp": {"ema": EMA, "micro_batch": 2},
     "fsdp": {"ema": EMA, "micro_batch": 2, "parallel": FSDPConfig()},
+    "fsdp lora": {"ema": EMA, "parallel": FSDPConfig(), "lock_image": "trunk", "lock_text": "trunk"},
 }
+
+
+def run_config(shards: Path, settings: str) -> PretrainConfig:
+    """The configuration of this name."""
+    config = tiny_config(shards, **SETTINGS[settings])
+    return replace(config, lora=LoRAConfig(rank=2)) if "lora" in settings else config
 
 
 def first_feature(encoder: DualEncoder) -> list[Result]:
@@ -43,8 +52,13 @@ if __name__ == "__main__":
         if stop_at and getattr(report, "step", 0) == stop_at:
             os.kill(os.getpid(), 15)
 
-    config = tiny_config(Path(sys.argv[1]), **SETTINGS[sys.argv[3]])
-    summary = pretrain(config, Path(sys.argv[2]), device="cpu", on_step=on_step, evaluators=[first_feature])
+    summary = pretrain(
+        run_config(Path(sys.argv[1]), sys.argv[3]),
+        Path(sys.argv[2]),
+        device="cpu",
+        on_step=on_step,
+        evaluators=[first_feature],
+    )
     print(summary.step, summary.finished, summary.stopped_by)
     assert not dist.is_initialized()
     sys.stdout.flush()

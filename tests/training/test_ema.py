@@ -52,6 +52,11 @@ def test_frozen_weights_are_not_averaged_and_evaluations_leave_no_trace() -> Non
     assert all(torch.equal(tensor, before[name]) for name, tensor in encoder.clip.state_dict().items())
 
 
+def test_a_half_life_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="ramp_up must lie above 0"):
+        EmaConfig(ramp_up=0.0)
+
+
 @pytest.mark.usefixtures("one_thread")
 def test_a_continued_run_has_the_same_average_and_the_weights_of_a_run_without(shards: Path, tmp_path: Path) -> None:
     ema = EmaConfig(half_life_samples=32, ramp_up=1.0)

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,14 +51,15 @@ def evaluated(run: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", ["ddp", "fsdp"])
+@pytest.mark.parametrize("settings", ["ddp", "fsdp", "fsdp lora"])
 def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(shards: Path, tmp_path: Path, settings: str) -> None:
-    """The ranks encode two pairs at a time and keep an average, which is what the evaluator sees."""
+    """The ranks encode two pairs at a time (without adapters) and keep an average, which is what the evaluator sees."""
     from clip_med.pretrain import pretrain
-    from tests.tiny_run import tiny_config
-    from tests.training.rank_run import EMA, first_feature
+    from tests.training.rank_run import first_feature, run_config
 
-    pretrain(tiny_config(shards, ema=EMA), tmp_path / "one", evaluators=[first_feature])
+    config = run_config(shards, settings)
+    one_at_once = replace(config, train=replace(config.train, micro_batch=None))
+    pretrain(one_at_once, tmp_path / "one", evaluators=[first_feature])
     assert two_ranks(shards, tmp_path / "two", settings, stop_at=5) == ["6 False SIGTERM"] * 2
     assert two_ranks(shards, tmp_path / "two", settings) == ["12 True None"] * 2
     assert evaluated(tmp_path / "two") == pytest.approx(evaluated(tmp_path / "one"), abs=1e-4)
