@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from clip_med.models.compute_config import ComputeConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.last_block import pool_in_last_block
@@ -31,11 +33,19 @@ def apply_compute(encoder: DualEncoder, config: ComputeConfig) -> None:
     if config.activation_checkpointing in ("text", "both"):
         _checkpoint_text(encoder)
     if config.compile:
+        _check_backend(config.compile_backend)
         # In place: wrapped modules would put `_orig_mod` into the names of weights. With few text lengths, a graph for
         # each; otherwise the second length brings one graph for all.
         encoder.clip.visual.compile(backend=config.compile_backend)
         dynamic = False if config.text_multiple > 1 else None
         text.module.transformer.compile(backend=config.compile_backend, dynamic=dynamic)
+
+
+def _check_backend(name: str) -> None:
+    # The empty tuple leaves none out: eager and aot_eager are tagged as for debugging.
+    known = torch.compiler.list_backends(exclude_tags=())
+    if name not in known:
+        raise ValueError(f"compile_backend {name!r} is none of {', '.join(known)}")
 
 
 def _drop_patches(visual: Any, part: float) -> None:

@@ -233,6 +233,7 @@ REFUSED: list[tuple[Callable[[], DualEncoder], ComputeConfig, str]] = [
     (lambda: build_model(RESNET), ComputeConfig(patch_dropout=0.5), "ModifiedResNet has no patches"),
     (lambda: build_model(RESNET), ComputeConfig(activation_checkpointing="image"), "ModifiedResNet does not support"),
     (_first_pool, ComputeConfig(pack_text=True), "attends to its padding"),
+    (lambda: build_model(RESNET), ComputeConfig(compile=True, compile_backend="nope"), "'nope' is none of .*inductor"),
 ]
 
 
