@@ -90,9 +90,14 @@ def find_duplicates(
             if on_progress is not None:
                 on_progress(place + 1, total)
     for earlier, later in near_pairs(hashes, distance).tolist():
+        if later in kinds:
+            continue
         # Of a chain the earliest stays: an image goes if it is near one that does not go for another reason.
-        if later not in kinds and (earlier < before or earlier not in kinds):
+        if earlier < before or earlier not in kinds:
             kinds[later] = ("near", earlier)
+        elif np.array_equal(hashes[earlier], hashes[later]):
+            # Of equal hashes only the first was compared with others: what it repeats, this one repeats.
+            kinds[later] = ("near", kinds[earlier][1])
     shared = set(groups[:before]) & set(groups[before:])
     if drop_groups:
         holder = {group: place for place, group in reversed(list(enumerate(groups[:before])))}

@@ -14,6 +14,7 @@ from clip_med.cli import main
 from clip_med.data.sample import Sample
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
+from data_prep.dedup import find_duplicates
 from data_prep.duplicates import difference_hash, near_pairs, pixel_digest
 
 
@@ -131,3 +132,21 @@ def test_a_patient_in_both_is_an_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*command, "--drop-groups"]) == 0
     assert [ShardSet.open(tmp_path / "clean").key(0)] == ["a"]
     assert main(["data", "dedup", str(train), "--distance", "99"]) == 2
+
+
+def test_every_image_of_one_hash_goes_with_the_first(tmp_path: Path) -> None:
+    """Only the first of equal hashes is compared with the evaluation set; its twins repeat the same image."""
+    test = picture(1)
+    first = test.copy()
+    first[12:24, 12:24] = 255 - first[12:24, 12:24]
+    twin = first.copy()
+    twin[0, 0] ^= 1
+    hashes = [difference_hash(pixels) for pixels in (test, first, twin)]
+    assert 0 < np.bitwise_count(hashes[0] ^ hashes[1]).sum() <= 10
+    assert np.array_equal(hashes[1], hashes[2])
+    train = ShardSet.open(write(tmp_path / "train", [sample("first", first), sample("twin", twin)]))
+    report = find_duplicates(train, [ShardSet.open(write(tmp_path / "test", [sample("test", test)]))])
+    assert [(found.key, found.kind, found.of) for found in report.duplicates] == [
+        ("first", "near", "test"),
+        ("twin", "near", "test"),
+    ]
