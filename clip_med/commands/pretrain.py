@@ -17,7 +17,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "pretrain",
         help=text,
-        description=text + ". Any value of the configuration can be given as --KEY VALUE.",
+        description=text
+        + ". Values of the configuration can be given as --KEY VALUE; the kind of a part and what is null cannot.",
         epilog="example: clip-med pretrain configs/pretrain/demo.yaml --run runs/first --train.seed 1 "
         "--train.optim.lr 3e-4. On several GPUs: torchrun --nproc-per-node 8 -m -- clip_med pretrain ...",
         allow_abbrev=False,

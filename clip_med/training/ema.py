@@ -80,8 +80,10 @@ def for_evaluation(
         if replica is None:
             yield encoder
         else:
-            yield replica.to(device)
-            replica.cpu()
+            try:
+                yield replica.to(device)
+            finally:
+                replica.cpu()
         return
     kept = {name: own[name].clone() for name in weights}
     with torch.no_grad():
