@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 
 from clip_med.config import PositiveInt, config
+from clip_med.data.batch import Tokenize
 from clip_med.data.captions import drawable
 from clip_med.data.cores import own_cores
 from clip_med.data.loader import LoaderConfig, TrainLoader
 from clip_med.data.remote import RemoteConfig
 from clip_med.data.shards import ShardSet
-from clip_med.data.training_data import MixtureConfig, SourceConfig, open_training_data
+from clip_med.data.training_data import MixtureConfig, SourceConfig, TrainingData, open_training_data
 from clip_med.distributed import process_group, rank, world_size
 from clip_med.losses.config import InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
@@ -128,21 +129,7 @@ def pretrain(
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
             teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
             pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None
-            # The batches are the same for any number of workers.
-            workers = min(config.loader.workers, own_cores())
-            if workers < config.loader.workers:
-                on_start(f"{workers} of {config.loader.workers} workers: this process has {workers} core(s) of its own")
-            loader = TrainLoader(
-                shards,
-                data.order,
-                encoder.preprocess,
-                replace(config.loader, workers=workers),
-                global_batch=config.train.batch_size,
-                rank=rank(),
-                world_size=world_size(),
-                tokenize=None if pooled_text else encoder.tokenize,
-                sources=data.sources,
-            )
+            loader = _loader(config, data, encoder, None if pooled_text else encoder.tokenize, on_start)
             return train(
                 encoder,
                 loader,
@@ -157,6 +144,30 @@ def pretrain(
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )
+
+
+def _loader(
+    config: PretrainConfig,
+    data: TrainingData,
+    encoder: DualEncoder,
+    tokenize: Tokenize | None,
+    on_start: Callable[[str], None],
+) -> TrainLoader:
+    """This rank's loader, with no more workers than the process has cores: the batches are the same for any number."""
+    workers = min(config.loader.workers, own_cores())
+    if workers < config.loader.workers:
+        on_start(f"{workers} of {config.loader.workers} workers: this process has {workers} core(s) of its own")
+    return TrainLoader(
+        data.shards,
+        data.order,
+        encoder.preprocess,
+        replace(config.loader, workers=workers),
+        global_batch=config.train.batch_size,
+        rank=rank(),
+        world_size=world_size(),
+        tokenize=tokenize,
+        sources=data.sources,
+    )
 
 
 def _check_lora(lora: LoRAConfig, train: TrainConfig) -> None:
