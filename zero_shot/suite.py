@@ -15,9 +15,9 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import image_features, text_features
 from zero_shot.classify import class_scores, classification_results
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
-from zero_shot.features import image_features, text_features
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix, top_k_accuracy
 from zero_shot.result import Result

@@ -91,4 +91,4 @@ def evaluating(encoder: DualEncoder, precision: Precision = "fp32") -> Iterator[
         encoder.train(training)
 
 
-__all__ = ["image_features", "text_features"]
+__all__ = ["Precision", "evaluating", "image_features", "text_features"]

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from clip_med.data.shards import ShardSet
+from clip_med.models.features import evaluating, image_features, text_features
 from clip_med.models.folder import build_model
 from tests.labelled_shards import write_labelled
 from tests.tiny_run import TINY
-from zero_shot.features import evaluating, image_features, text_features
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TEXTS = ["A mass.", "Nothing is seen on either side of the chest.", "Cyst.", "A mass.", "A cyst in the left lobe."]
