@@ -70,10 +70,14 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit rows for images: uint8 0..255, normalised here, or floating point, taken as already normalised."""
+        return _unit_rows(self.clip.encode_image(self.pixels(images)))
+
+    def pixels(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """What the image tower takes: uint8 normalised, in the tower's precision."""
         if images.dtype == torch.uint8:
             # In place: on a CPU, fresh pages for each result take three times as long as the arithmetic.
             images = images.float().mul_(self._factor).add_(self._shift)
-        return _unit_rows(self.clip.encode_image(images.to(self.dtype)))
+        return images.to(self.dtype)
 
     def encode_text(self, tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B D"]:
         """Unit rows for token ids; T is the context length or, for towers that can be trimmed, any shorter one."""

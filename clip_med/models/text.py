@@ -48,6 +48,11 @@ class TextTower:
         return self.is_hf or (self.module.attn_mask is not None and self.pool in ("argmax", "eos"))
 
     @property
+    def packs(self) -> bool:
+        """Whether the blocks take packed rows only."""
+        return self._packing is not None
+
+    @property
     def packs_pooled(self) -> bool:
         """Whether the last block is computed for the pooled positions only."""
         return self._packing is not None and (not self.is_hf or pools_first(self.module))
@@ -93,12 +98,15 @@ class TextTower:
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
         mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
-        x = tower.transformer(x, attn_mask=mask)
+        return self.finish(tower.transformer(x, attn_mask=mask), tokens)
+
+    def finish(self, x: Float[Tensor, "B T W"], tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
+        """Pooled features from the output of the last block of an open_clip tower."""
         if self.pool in ("first", "last"):
             x = x[:, 0 if self.pool == "first" else -1]
         else:
             x = x[torch.arange(len(x), device=x.device), self._end(tokens)]
-        return tower.ln_final(x)  # per position, so after pooling it costs 1/T and gives the same
+        return self.module.ln_final(x)  # per position, so after pooling it costs 1/T and gives the same
 
     def projected(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         """The projection head; not normalised."""

@@ -1,0 +1,61 @@
+"""Tiny encoders of each family, class texts of them, and a few noise images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clip_med.models.config import HFTower, ResNetModel, TimmTower, TwoTowerModel, ViTModel
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.folder import build_model
+from clip_med.prompt_learning.method import ClassTexts, Support
+from tests.models.tiny_bert import write_bert
+
+# Words that both vocabularies know; the template begins with four tokens in either.
+NAMES = ("effusion", "small nodule", "lung")
+TEMPLATE = "a right upper lobe {}!"
+
+
+def encoder_of(kind: str, folder: Path) -> DualEncoder:
+    """`vit`: open_clip's; `timm_bert`: timm's ViT with BERT, dropout included; `resnet`: CLIP's."""
+    torch.manual_seed(0)
+    match kind:
+        case "vit":
+            vit = ViTModel(embed_dim=16, image_size=32, image_width=32, image_layers=3, text_width=24, text_layers=3)
+            return build_model(vit)
+        case "timm_bert":
+            bert = folder / "bert"
+            if not bert.exists():
+                write_bert(bert, weights=True)
+            image = TimmTower(name="test_vit", image_size=160, dropout=0.5)
+            return build_model(
+                TwoTowerModel(image=image, text=HFTower(path=str(bert), context_length=40), embed_dim=16)
+            )
+        case _:
+            return build_model(ResNetModel(embed_dim=16, image_size=32, image_width=8, text_width=32, text_heads=2))
+
+
+@torch.no_grad()
+def class_texts(encoder: DualEncoder, template: str = TEMPLATE) -> ClassTexts:
+    """One template of each class."""
+    features = encoder.eval().encode_text(encoder.tokenize([template.replace("{}", name) for name in NAMES]))
+    return ClassTexts(names=NAMES, scale=float(encoder.logit_scale.detach().exp()), templates=features)
+
+
+def noise(encoder: DualEncoder, count: int = 6, seed: int = 1) -> Tensor:
+    """uint8 images of the encoder's size."""
+    size = encoder.preprocess.size
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator)
+
+
+def support(encoder: DualEncoder) -> Support:
+    """Two views of six images of three classes, told apart by their brightness."""
+    labels = torch.tensor([0, 1, 2, 0, 1, 2])
+    views = torch.stack([noise(encoder, seed=2), noise(encoder, seed=3)]) // 4 + (80 * labels.byte()).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        features = torch.stack([F.normalize(encoder.eval().encode_image(view), dim=-1) for view in views])
+    return Support(features=features, labels=labels, images=views)
