@@ -115,6 +115,7 @@ class DicomSource:
             identity=f"{identity}#{frame}" if several else identity,
             captions=(metadata_caption(fields, window=named),),
             caption_kinds=("metadata",),
+            coded=True,
             modality=fields.modality,
             group=str(header.get("PatientID") or header.get("PatientName") or study or folder),
             view=fields.view,

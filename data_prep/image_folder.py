@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -10,6 +9,7 @@ from typing import Final
 
 from clip_med.config import config
 from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.pixels import clean_image
 from data_prep.record import SPLIT_NAMES, Record, Rejection, ShardSettings, Task
 
@@ -34,12 +34,7 @@ class ImageFolderConfig(ShardSettings):
     def __post_init__(self) -> None:
         """Refuse a pattern that is none or has not one group."""
         super().__post_init__()
-        try:
-            groups = re.compile(self.group_pattern).groups
-        except re.error as error:
-            raise ValueError(f"group_pattern {self.group_pattern!r}: {error}") from error
-        if self.group_pattern and groups != 1:
-            raise ValueError(f"group_pattern {self.group_pattern!r} must have one group in parentheses, has {groups}")
+        check_group_pattern(self.group_pattern)
 
 
 @dataclass(frozen=True)
@@ -58,25 +53,24 @@ class ImageFolderSource:
 
     def records(self) -> Iterator[Record | Rejection]:
         """A record per image, in the order of the paths."""
-        pattern = re.compile(self.settings.group_pattern) if self.settings.group_pattern else None
         for row, relative in enumerate(walk_files(self.root), start=1):
             *folders, file = PurePosixPath(relative).parts
             split = _SPLITS.get(folders[0].lower(), "") if folders else ""
             folders = folders[1:] if split else folders
-            match = pattern.search(relative) if pattern else None
+            group = group_in(relative, self.settings.group_pattern)
             if PurePosixPath(file).suffix.lower() not in _SUFFIXES:
                 yield Rejection(row=row, path=relative, reason="not an image", detail=PurePosixPath(file).suffix)
             elif not folders:
                 yield Rejection(row=row, path=relative, reason="no class", detail="lies in no folder of a class")
-            elif pattern is not None and match is None:
+            elif group is None:
                 yield Rejection(row=row, path=relative, reason="no group", detail="group_pattern does not match")
             else:
                 yield Record(
                     row=row,
                     path=relative,
                     identity=relative,
-                    labels=(" ".join(folders[0].replace("_", " ").split()),),
-                    group=match[1] if match else "",
+                    labels=(plain_class(folders[0]),),
+                    group=group,
                     split=split,
                 )
 
@@ -86,4 +80,14 @@ class ImageFolderSource:
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
 
-__all__ = ["ImageFolderConfig", "ImageFolderSource"]
+def plain_class(name: str) -> str:
+    """The name of a class as it stands in a sentence.
+
+    Example:
+        >>> plain_class("benign_cyst ")
+        'benign cyst'
+    """
+    return " ".join(name.replace("_", " ").split())
+
+
+__all__ = ["ImageFolderConfig", "ImageFolderSource", "plain_class"]

@@ -36,8 +36,8 @@ class ShardSettings:
     max_side: PositiveInt | None = None
     """Scale larger images down to this, in pixels."""
     samples_per_shard: PositiveInt = 1000
-    scrub: bool = False
-    """Replace what identifies people in captions, as far as rules find it."""
+    scrub: bool = True
+    """Replace what identifies people in captions, as far as rules find it. Off only where texts are public."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail at the first sample."""
@@ -60,6 +60,7 @@ class Record:
         identity: unique within the dataset; hashed to the key.
         group: patient or case; empty: the sample is a group of its own.
         captions: empty: written from the labels by templates.
+        coded: the source wrote the captions itself from coded fields, so that they are not scrubbed.
         seeds: names and numbers of the patient, for the scrubber.
         where: what `open_image` of the source needs beside the path (a frame, a slice, a place in an array).
     """
@@ -69,6 +70,7 @@ class Record:
     identity: str
     captions: tuple[str, ...] = ()
     caption_kinds: tuple[str, ...] = ()
+    coded: bool = False
     labels: tuple[str, ...] = ()
     modality: str = ""
     dataset: str = ""
@@ -246,7 +248,7 @@ class Plan:
         )
 
     def _scrubbed(self, record: Record, group: str) -> tuple[str, ...]:
-        if not self._settings.scrub:
+        if not self._settings.scrub or record.coded:
             return record.captions
         seeds = (*record.seeds, record.group, record.study)
         return tuple(self._scrubber.scrub(caption, group=group, seeds=seeds) for caption in record.captions)
@@ -268,8 +270,12 @@ class StoredPlan:
 
     def __init__(self, plan: Plan) -> None:
         self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # closed with the object
-        for item in plan:
-            self._file.write(json.dumps([type(item) is Task, asdict(item)], ensure_ascii=False) + "\n")
+        try:
+            for item in plan:
+                self._file.write(json.dumps([type(item) is Task, asdict(item)], ensure_ascii=False) + "\n")
+        except BaseException:
+            self._file.close()
+            raise
 
     def __iter__(self) -> Iterator[Task | Rejection]:
         self._file.seek(0)

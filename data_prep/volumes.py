@@ -85,6 +85,7 @@ class VolumeSource:
                     identity=f"{relative}#{settings.plane}{place}",
                     captions=(f"{article} {settings.plane} {modality} slice{window}.",),
                     caption_kinds=("metadata",),
+                    coded=True,
                     group=relative,
                     study=relative,
                     view=settings.plane,

@@ -18,12 +18,12 @@ from clip_med.data.shards import ShardSet
 from data_prep.captions import TEMPLATES, read_templates
 from data_prep.claim import claim_folder
 from data_prep.opening import Opener
-from data_prep.record import Census, Plan, Rejection, Source, StoredPlan, Task, take_census
+from data_prep.record import Census, Plan, Rejection, ShardSettings, Source, StoredPlan, Task, take_census
 from data_prep.secret_file import read_secret
 
 REJECTED_FILE: Final = "rejected.jsonl"
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
-VERSION: Final = 1
+VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ def source_to_shards(
                 continue
             tasks = (task for task in plan if isinstance(task, Task) and task.split == split)
             results = opener.open(tasks)
-            lost = _write_split(out, split, results, census, source.settings.samples_per_shard, rejections, progress)
+            lost = _write_split(out, split, results, census, source.settings, rejections, progress)
             if strict and lost:
                 raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
             rejections += lost
@@ -146,18 +146,18 @@ def _write_split(
     split: str,
     results: Iterator[Sample | Rejection],
     census: Census,
-    samples_per_shard: int,
+    settings: ShardSettings,
     earlier: list[Rejection],
     progress: _Progress,
 ) -> list[Rejection]:
     """Write one split and return the rows that its images cost; without a single good image nothing is committed."""
     rejections: list[Rejection] = []
     sources = {
-        dataset: {"licence": "; ".join(sorted(found)) or "not stated"}
+        dataset: {"licence": "; ".join(sorted(found)) or "not stated", "captions": _said(settings.scrub)}
         for dataset, found in sorted(census.licences[split].items())
     }
     written = 0
-    with _uncommitted_if_empty(out / split, samples_per_shard, sources) as writer:
+    with _uncommitted_if_empty(out / split, settings.samples_per_shard, sources) as writer:
         for result in results:
             if isinstance(result, Rejection):
                 rejections.append(result)
@@ -170,6 +170,10 @@ def _write_split(
         if not written:
             raise _NothingWrittenError
     return rejections
+
+
+def _said(scrub: bool) -> str:
+    return "scrubbed by rules" if scrub else "as in the source, not scrubbed"
 
 
 class _NothingWrittenError(Exception):

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_med.commands import data_dedup, data_privacy, data_sources
+from clip_med.commands import data_dedup, data_images, data_privacy, data_tables
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -46,7 +46,8 @@ def add_parser(commands: Any) -> None:
     show.add_argument(
         "--sheet", metavar="FILE", type=Path, help="write a contact sheet of evenly spread images (.png, .jpg)"
     )
-    data_sources.add_sources(actions)
+    data_tables.add_tables(actions)
+    data_images.add_images(actions)
     data_privacy.add_privacy(actions)
     data_dedup.add_dedup(actions)
     _add_phantoms(actions)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import datetime
+import json
 import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
+from clip_med.cli import build_parser, main
+from clip_med.data.shards import ShardSet
 from data_prep.record import Plan, Task
 from data_prep.scrub import Scrubber, shift_days
 from data_prep.scrub_dates import shift_dates
@@ -104,3 +108,29 @@ def test_public_captions_hardly_change(shared_corpus: Path) -> None:
     changed = sum(scrubber.scrub(caption, group="p") != caption for caption in captions)
     # Nobody is named in them, so every change is a loss: at most one caption of a hundred.
     assert changed < 0.01 * len(captions)
+
+
+def test_captions_are_scrubbed_unless_that_is_switched_off_and_the_shards_say_which(tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 7).save(tmp_path / "a.png")
+    (tmp_path / "t.csv").write_text('path,report\na.png,"Seen by Dr. Kettel on 2020-01-05."\n')
+    command = ["data", "table", str(tmp_path / "t.csv"), "--images-root", str(tmp_path), "--split", "all"]
+    said = {}
+    for name, words in {"on": [], "off": ["--no-scrub"]}.items():
+        assert main([*command, *words, "--out", str(tmp_path / name)]) == 0
+        (caption,) = ShardSet.open(tmp_path / name / "all").metadata(0).captions
+        assert ("Kettel" in caption, "2020-01-05" in caption) == (name == "off",) * 2
+        (source,) = json.loads((tmp_path / name / "all/dataset.json").read_text())["sources"].values()
+        said[name] = source["captions"]
+    assert said == {"on": "scrubbed by rules", "off": "as in the source, not scrubbed"}
+
+
+def test_every_source_scrubs_by_default() -> None:
+    for action in ("table", "few-shot", "folder", "medmnist", "dicom", "volumes"):
+        options = {"medmnist": ["--classes", "a"], "table": ["--images-root", "."], "few-shot": ["--images-root", "."]}
+        words = ["data", action, "x", "--out", "out", *options.get(action, [])]
+        assert build_parser().parse_args(words).scrub is True, action
+
+
+def test_a_short_number_of_a_patient_leaves_measurements_alone() -> None:
+    scrubbed = Scrubber(b"secret").scrub("A mass of 17 mm in patient 4711.", group="p", seeds=["17", "4711"])
+    assert scrubbed.startswith("A mass of 17 mm in patient [ID-")

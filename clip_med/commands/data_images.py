@@ -1,0 +1,111 @@
+"""`clip-med data folder | medmnist | dicom | volumes`: sources that are images in folders or arrays."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.data_sources import add_source, add_window, file, folder, naming_extra, settings
+
+if TYPE_CHECKING:
+    from data_prep.record import Source
+
+
+def add_images(actions: Any) -> None:
+    """Add an action for each source."""
+    _add_folder(actions)
+    _add_medmnist(actions)
+    _add_dicom(actions)
+    _add_volumes(actions)
+
+
+def _add_folder(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "folder",
+        _folder,
+        text="make shards from images in folders named after their class",
+        note="CLASS/.../image, or train|val|test/CLASS/.../image.",
+        example="images/ --modality ultrasound --out shards/mine",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="holds a folder per class, or per split")
+    parser.add_argument(
+        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
+    )
+
+
+def _folder(arguments: argparse.Namespace) -> Source:
+    from data_prep.image_folder import ImageFolderConfig, ImageFolderSource
+
+    return ImageFolderSource(folder(arguments.root), settings(ImageFolderConfig, arguments))
+
+
+def _add_medmnist(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "medmnist",
+        _medmnist,
+        text="make shards from an .npz in the form of MedMNIST, with its official splits",
+        note="One class, several labels or grades per image.",
+        example="breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine",
+    )
+    parser.add_argument("file", metavar="FILE.npz", type=Path, help="SPLIT_images and SPLIT_labels of train, val, test")
+    parser.add_argument("--classes", metavar="NAME", nargs="+", required=True, help="of the classes, by number")
+    parser.add_argument("--negative", metavar="TEXT", default="no finding", help="label of an image without any")
+
+
+def _medmnist(arguments: argparse.Namespace) -> Source:
+    from data_prep.medmnist import MedMnistConfig, MedMnistSource
+
+    return MedMnistSource(file(arguments.file), settings(MedMnistConfig, arguments))
+
+
+def _add_dicom(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "dicom",
+        _dicom,
+        text="make shards from a folder of DICOM files",
+        note="Pixels and an allow-list of coded fields leave a file, nothing else.",
+        example="export/ --out shards/ct --window lung --frames all",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
+    add_window(parser, "what the file says")
+    parser.add_argument("--window-index", metavar="N", type=int, default=0, help="which of several windows; default 0")
+    parser.add_argument("--for-processing", action="store_true", help="also take raw detector images")
+    parser.add_argument("--frames", default="middle", choices=("first", "middle", "all"), help="default middle")
+    parser.add_argument("--frame-step", metavar="N", type=int, default=1, help="with all frames: every so many")
+    parser.add_argument("--image-format", default="png", choices=("png", "jpg"), help="default png, without a loss")
+
+
+def _dicom(arguments: argparse.Namespace) -> Source:
+    with naming_extra("dicom"):
+        from data_prep.dicom_tree import DicomConfig, DicomSource
+    pixels = {name: getattr(arguments, name) for name in ("window", "window_index", "for_processing")}
+    return DicomSource(folder(arguments.root), settings(DicomConfig, arguments, pixels=pixels))
+
+
+def _add_volumes(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "volumes",
+        _volumes,
+        text="make shards from the slices of NIfTI volumes",
+        note="Every file is a case; --modality is required.",
+        example="scans/ --modality CT --window lung --step 5 --out shards/ct",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .nii and .nii.gz files, at any depth")
+    parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="default axial")
+    parser.add_argument("--step", metavar="N", type=int, default=1, help="every so many slices; default 1")
+    add_window(parser, "by percentiles")
+    parser.add_argument("--time", metavar="N", type=int, default=0, help="which volume of a series; default 0")
+
+
+def _volumes(arguments: argparse.Namespace) -> Source:
+    with naming_extra("volumes"):
+        from data_prep.volumes import VolumeConfig, VolumeSource
+    return VolumeSource(folder(arguments.root), settings(VolumeConfig, arguments))
+
+
+__all__ = ["add_images"]
