@@ -47,6 +47,14 @@ def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: P
         build_parser().parse_args(command.split())
 
 
+def test_the_commands_of_the_explanation_page_parse() -> None:
+    page = (DOCS / "explanation.md").read_text()
+    commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        build_parser().parse_args(command.split())
+
+
 def test_the_files_that_the_pages_name_exist() -> None:
     named = {
         path

@@ -61,6 +61,9 @@ def describe(
         found = tuple(one for one in every if one.descriptors)
         if not found:
             raise ValueError(f"{knowledge or 'knowledge base'}: no finding of modality {modality!r} has descriptors")
+        seen = [one.finding for one in found]
+        if twice := [name for name in seen if seen.count(name) > 1]:
+            raise ValueError(f"several findings are called {twice[0]!r}: give a modality, or the findings by id")
         return found
     chosen: dict[str, Described] = {}
     for name in names:
