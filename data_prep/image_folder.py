@@ -13,13 +13,14 @@ from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.pixels import clean_image
 from data_prep.record import SPLIT_NAMES, Record, Rejection, ShardSettings, Task
 
-_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".jp2")
+IMAGE_SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".pgm", ".ppm", ".jp2")
 # What folders of splits are called.
-_SPLITS: Final = {
+SPLIT_FOLDERS: Final = {
     **{name: name for name in SPLIT_NAMES},
     "training": "train",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
     "testing": "test",
 }
 
@@ -55,10 +56,10 @@ class ImageFolderSource:
         """A record per image, in the order of the paths."""
         for row, relative in enumerate(walk_files(self.root), start=1):
             *folders, file = PurePosixPath(relative).parts
-            split = _SPLITS.get(folders[0].lower(), "") if folders else ""
+            split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
             folders = folders[1:] if split else folders
             group = group_in(relative, self.settings.group_pattern)
-            if PurePosixPath(file).suffix.lower() not in _SUFFIXES:
+            if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
                 yield Rejection(row=row, path=relative, reason="not an image", detail=PurePosixPath(file).suffix)
             elif not folders:
                 yield Rejection(row=row, path=relative, reason="no class", detail="lies in no folder of a class")
@@ -90,4 +91,4 @@ def plain_class(name: str) -> str:
     return " ".join(name.replace("_", " ").split())
 
 
-__all__ = ["ImageFolderConfig", "ImageFolderSource", "plain_class"]
+__all__ = ["IMAGE_SUFFIXES", "SPLIT_FOLDERS", "ImageFolderConfig", "ImageFolderSource", "plain_class"]

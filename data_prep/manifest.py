@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from clip_med.config import nearest
+from clip_med.config import config, nearest
 from clip_med.data.sample import CAPTION_KINDS
+from data_prep.record import ShardSettings
 
 # Usual names per field, in lower case.
 COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
-    "path": ("path", "image", "file", "filename", "image_path", "filepath"),
+    "path": ("path", "image", "file", "filename", "file_name", "image_path", "filepath"),
     "caption": ("caption", "captions", "text", "report"),
     "label": ("label", "labels", "class"),
     "modality": ("modality",),
@@ -27,6 +28,27 @@ COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # Fields that may come from several columns, which are joined in the given order.
 SEVERAL: Final = ("caption", "label")
+
+
+@config
+class ColumnConfig(ShardSettings):
+    """How the columns of a table become the fields of samples."""
+
+    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    """Field (path, caption, label, modality, dataset, split, group, licence, view, study) to column; caption and
+    label may have several. Columns with usual names are found without."""
+    label_separator: str = "|"
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail at the first row."""
+        super().__post_init__()
+        if not self.label_separator:
+            raise ValueError("label_separator must not be empty")
+        for name, chosen in self.columns.items():
+            if name not in COLUMN_NAMES:
+                raise ValueError(f"columns: unknown field {name!r}; {nearest(name, COLUMN_NAMES)}")
+            if len(chosen) != 1 and (name not in SEVERAL or not chosen):
+                raise ValueError(f"columns: {name} must have one column, got {len(chosen)}")
 
 
 class RowError(ValueError):
@@ -118,7 +140,7 @@ def read_rows(manifest: Path, chosen: Mapping[str, Sequence[str]], label_separat
         try:
             if isinstance(record, RowError):
                 raise record
-            yield _row(number, record, columns, label_separator)
+            yield row_of(number, record, columns, label_separator)
         except RowError as error:
             yield Row(number=number, fault=str(error))
     if not number:
@@ -128,7 +150,13 @@ def read_rows(manifest: Path, chosen: Mapping[str, Sequence[str]], label_separat
 _Record = Mapping[str, Any] | RowError
 
 
-def _row(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequence[str]], separator: str) -> Row:
+def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequence[str]], separator: str) -> Row:
+    """A row from the cells of a record by column.
+
+    Raises:
+        RowError: a cell of a type that has no text, or several values where there can be one.
+    """
+
     def texts(name: str) -> list[str]:
         return [text for column in columns.get(name, ()) for text in _texts(column, record.get(column), name)]
 
@@ -264,4 +292,4 @@ def _parquet(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
         raise ValueError(f"{manifest}: damaged: {error}") from error
 
 
-__all__ = ["COLUMN_NAMES", "SEVERAL", "Row", "choose_columns", "read_rows"]
+__all__ = ["COLUMN_NAMES", "SEVERAL", "ColumnConfig", "Row", "RowError", "choose_columns", "read_rows", "row_of"]

@@ -4,37 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from clip_med.config import config, nearest
+from clip_med.config import config
 from data_prep.files import inside
-from data_prep.manifest import COLUMN_NAMES, SEVERAL, Row, read_rows
+from data_prep.group_pattern import check_group_pattern, group_in
+from data_prep.manifest import ColumnConfig, Row, read_rows
 from data_prep.pixels import clean_image
-from data_prep.record import Record, Rejection, ShardSettings, Task
+from data_prep.record import Record, Rejection, Task
 from data_prep.writing import RejectedRowError, WriteReport, source_to_shards
 
 
 @config
-class TableConfig(ShardSettings):
+class TableConfig(ColumnConfig):
     """How a table becomes shards."""
 
-    columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Field (path, caption, label, modality, dataset, split, group, licence, view, study) to column; caption and
-    label may have several. Columns with usual names are found without."""
-    label_separator: str = "|"
+    path_suffix: str = ""
+    """Added to every path: some tables name images without their ending."""
+    group_pattern: str = ""
+    """Regular expression with one group that finds the patient or article in a path, for rows that name no group."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail at the first row."""
         super().__post_init__()
-        if not self.label_separator:
-            raise ValueError("label_separator must not be empty")
-        for name, chosen in self.columns.items():
-            if name not in COLUMN_NAMES:
-                raise ValueError(f"columns: unknown field {name!r}; {nearest(name, COLUMN_NAMES)}")
-            if len(chosen) != 1 and (name not in SEVERAL or not chosen):
-                raise ValueError(f"columns: {name} must have one column, got {len(chosen)}")
+        check_group_pattern(self.group_pattern)
 
 
 @dataclass(frozen=True)
@@ -57,8 +52,11 @@ class TableSource:
         """A record per row that names an image below the folder."""
         root = os.path.abspath(self.images_root)
         for row in read_rows(self.manifest, self.settings.columns, self.settings.label_separator):
-            relative = os.path.relpath(os.path.join(root, row.path), root)
+            relative = os.path.relpath(os.path.join(root, row.path + self.settings.path_suffix), root)
             refused = _refused(row, relative)
+            group = row.values.get("group") or group_in(row.path, self.settings.group_pattern)
+            if refused is None and group is None:
+                refused = ("no group", "group_pattern does not match")
             if refused is not None:
                 yield Rejection(row=row.number, path=row.path, reason=refused[0], detail=refused[1])
                 continue
@@ -72,7 +70,7 @@ class TableSource:
                 labels=row.labels,
                 modality=row.values["modality"],
                 dataset=row.values["dataset"],
-                group=row.values["group"],
+                group=group or "",
                 split=row.values["split"],
                 view=row.values["view"],
                 study=row.values["study"],

@@ -1,4 +1,4 @@
-"""`clip-med data table | few-shot`: sources whose captions, labels or splits stand in a file."""
+"""`clip-med data table | huggingface | few-shot | reports`: sources whose texts or splits stand in files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.data_sources import add_source, file, folder, settings
+from clip_med.commands.data_sources import add_source, file, folder, naming_extra, settings
 
 if TYPE_CHECKING:
     from data_prep.record import Source
 
 _FIELDS = ("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view", "study")
+_PRESETS = ("roco", "rocov2", "pmc-oa")
+_GROUP_HELP = "its one group finds the patient in a path"
 
 
 def add_tables(actions: Any) -> None:
     """Add an action for each source."""
     _add_table(actions)
+    _add_huggingface(actions)
     _add_few_shot(actions)
+    _add_reports(actions)
 
 
 def add_columns(parser: Any) -> None:
@@ -51,13 +55,45 @@ def _add_table(actions: Any) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a .csv, .tsv, .jsonl or .parquet file")
     parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
     add_columns(parser)
+    parser.add_argument("--preset", choices=_PRESETS, help="a published table, whose columns are known")
+    parser.add_argument("--path-suffix", metavar="TEXT", help="added to every path, for example .jpg")
+    parser.add_argument("--group-pattern", metavar="REGEX", help=_GROUP_HELP)
 
 
 def _table(arguments: argparse.Namespace) -> Source:
     from data_prep.table import TableConfig, TableSource
+    from data_prep.table_presets import PRESETS, TablePreset
 
+    preset = PRESETS[arguments.preset] if arguments.preset else TablePreset()
+    more = {
+        "columns": {**{field: list(names) for field, names in preset.columns.items()}, **columns(arguments)},
+        **{
+            name: getattr(preset, name) if getattr(arguments, name) is None else getattr(arguments, name)
+            for name in ("path_suffix", "group_pattern")
+        },
+    }
     root = folder(arguments.images_root, named="--images-root")
-    return TableSource(file(arguments.manifest), root, settings(TableConfig, arguments, columns=columns(arguments)))
+    return TableSource(file(arguments.manifest), root, settings(TableConfig, arguments, **more))
+
+
+def _add_huggingface(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "huggingface",
+        _huggingface,
+        text="make shards from Parquet or Arrow files with images in them, as Hugging Face datasets have them",
+        note="Splits come from the names of folders and files. Needs pyarrow.",
+        example="downloads/pathvqa --caption-column answer --modality histology --out shards/mine",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .parquet or .arrow files, at any depth")
+    add_columns(parser)
+
+
+def _huggingface(arguments: argparse.Namespace) -> Source:
+    with naming_extra("parquet"):
+        from data_prep.embedded import EmbeddedConfig, EmbeddedSource
+
+    return EmbeddedSource(folder(arguments.root), settings(EmbeddedConfig, arguments, columns=columns(arguments)))
 
 
 def _add_few_shot(actions: Any) -> None:
@@ -71,9 +107,7 @@ def _add_few_shot(actions: Any) -> None:
     )
     parser.add_argument("file", metavar="FILE.json", type=Path, help="lists of [path, label, class name] by split")
     parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
-    parser.add_argument(
-        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
-    )
+    parser.add_argument("--group-pattern", metavar="REGEX", default="", help=_GROUP_HELP)
 
 
 def _few_shot(arguments: argparse.Namespace) -> Source:
@@ -81,6 +115,43 @@ def _few_shot(arguments: argparse.Namespace) -> Source:
 
     root = folder(arguments.images_root, named="--images-root")
     return FewShotSource(file(arguments.file), root, settings(FewShotConfig, arguments))
+
+
+def _add_reports(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "reports",
+        _reports,
+        text="make shards from a tree of radiology reports with the images of their studies",
+        note="Text reports as in MIMIC-CXR, XML reports as in Open-i.",
+        example="mimic-cxr-reports/files --images-root mimic-cxr-jpg/files --modality X-ray --out shards/mimic",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .txt or .xml reports, at any depth")
+    parser.add_argument("--images-root", metavar="DIR", type=Path, help="the same tree with images; default: DIR")
+    parser.add_argument(
+        "--sections",
+        nargs="+",
+        default=["findings", "impression"],
+        choices=("findings", "impression", "report"),
+        help="each is a caption; report: all of it; default findings impression",
+    )
+    parser.add_argument("--group-pattern", metavar="REGEX", default="", help=_GROUP_HELP)
+    parser.add_argument(
+        "--table",
+        metavar="FILE.csv",
+        dest="tables",
+        action="append",
+        default=[],
+        help="split and view of images by dicom_id or image; .csv or .csv.gz; may be given several times",
+    )
+
+
+def _reports(arguments: argparse.Namespace) -> Source:
+    from data_prep.report_tree import ReportTreeConfig, ReportTreeSource
+
+    root = folder(arguments.root)
+    images = folder(arguments.images_root, named="--images-root") if arguments.images_root else root
+    return ReportTreeSource(root, images, settings(ReportTreeConfig, arguments))
 
 
 __all__ = ["add_columns", "add_tables", "columns"]

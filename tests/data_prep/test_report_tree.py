@@ -1,0 +1,150 @@
+"""Trees of reports: sections, studies with several views, splits and views from tables, and nothing lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_med.cli import main
+from clip_med.data.sample import Sample
+from clip_med.data.shards import ShardSet
+from data_prep.report_sections import chosen_sections, split_sections
+
+REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ INDICATION:  ___F with new onset ascites  // eval for infection
+
+ COMPARISON:  None.
+
+ FINDINGS:
+
+ There is no focal consolidation, pleural
+ effusion or pneumothorax.  Seen by Dr. Kettel.
+
+ IMPRESSION:
+
+ No acute cardiopulmonary process.
+"""
+
+
+def image(file: Path, level: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((6, 8), level, np.uint8)).save(file)
+
+
+def written(out: Path) -> dict[str, list[Sample]]:
+    sets = {path.parent.name: ShardSet.open(path.parent) for path in sorted(out.glob("*/dataset.json"))}
+    return {split: [shards.read(i) for i in range(len(shards))] for split, shards in sets.items()}
+
+
+def reasons(out: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    return {line["path"]: line["reason"] for line in lines}
+
+
+def test_sections_are_found_by_their_headings() -> None:
+    sections = split_sections(REPORT)
+    assert sections["findings"].startswith("There is no focal consolidation, pleural effusion or pneumothorax.")
+    assert sections["impression"] == "No acute cardiopulmonary process."
+    assert sections[""] == "FINAL REPORT"
+    assert "FINDINGS" not in sections["report"]
+    assert list(chosen_sections(sections, ("impression", "findings")).values()) == ["impression", "report"]
+    assert chosen_sections({"findings": " _ ", "impression": "As above."}, ("findings", "impression")) == {}
+    assert split_sections("CONCLUSION: A.\nIMPRESSION: B.")["impression"] == "A. B."
+    assert split_sections("No heading at 12:30 at all.")["report"] == "No heading at 12:30 at all."
+
+
+def test_a_tree_as_mimic_cxr_has_it(tmp_path: Path) -> None:
+    root, images, out = tmp_path / "reports", tmp_path / "jpg", tmp_path / "out"
+    patient = root / "p10/p10000032"
+    patient.mkdir(parents=True)
+    (patient / "s50414267.txt").write_text(REPORT)
+    (patient / "s53189527.txt").write_text("FINAL REPORT\n IMPRESSION: Small left effusion.\n")
+    (patient / "s1.txt").write_text("WET READ: nothing here\n")
+    (root / "p10/p10000033").mkdir()
+    (root / "p10/p10000033/s7.txt").write_text(REPORT)
+    (root / "p10/p10000033/s8.txt").write_bytes(b"FINDINGS: \xff\xfe")
+    for place, name in enumerate(("s50414267/aa-1", "s50414267/bb-2", "s53189527/cc-3", "s1/dd-4")):
+        image(images / f"p10/p10000032/{name}.png", place)
+    with gzip.open(tmp_path / "split.csv.gz", "wt") as file:
+        file.write("dicom_id,study_id,split\naa-1,1,train\nbb-2,1,train\ncc-3,2,train\n")
+    (tmp_path / "metadata.csv").write_text("dicom_id,ViewPosition\naa-1,PA\nbb-2,LATERAL\ncc-3,Dr. Who 1999\n")
+    command = ["data", "reports", str(root), "--images-root", str(images), "--modality", "X-ray", "--out", str(out)]
+    tables = ["--table", str(tmp_path / "split.csv.gz"), "--table", str(tmp_path / "metadata.csv")]
+    assert main([*command, *tables]) == 0
+    first, second, third = written(out)["train"]
+    assert (first.view, second.view, third.view) == ("PA", "LATERAL", None)
+    assert first.study == second.study != third.study
+    assert first.group == second.group == third.group
+    assert first.captions == second.captions
+    assert first.caption_kinds == ("report", "impression")
+    assert third.captions == ("Small left effusion.",)
+    assert "Kettel" not in first.captions[0]
+    assert reasons(out) == {
+        "p10/p10000032/s1.txt": "no section",
+        "p10/p10000032/s1/dd-4.png": "no report",
+        "p10/p10000033/s7.txt": "no image",
+        "p10/p10000033/s8.txt": "damaged report",
+    }
+    only = tmp_path / "only"
+    assert main([*command[:-1], str(only), *tables, "--sections", "impression"]) == 0
+    assert {s.captions for s in written(only)["train"]} == {
+        ("No acute cardiopulmonary process.",),
+        ("Small left effusion.",),
+    }
+
+
+def test_images_beside_a_report_are_those_whose_names_begin_with_its_name(tmp_path: Path) -> None:
+    for name in ("17.png", "17_lateral.png", "170.png", "18-a.png"):
+        image(tmp_path / "set" / name, len(name))
+    (tmp_path / "set/17.txt").write_text("IMPRESSION: One.")
+    (tmp_path / "set/18.txt").write_text("IMPRESSION: Two.")
+    out = tmp_path / "out"
+    assert main(["data", "reports", str(tmp_path / "set"), "--split", "all", "--out", str(out)]) == 0
+    assert [sample.captions for sample in written(out)["all"]] == [("One.",), ("One.",), ("Two.",)]
+    assert reasons(out) == {"170.png": "no report"}
+
+
+OPENI = """<?xml version="1.0"?><eCitation><uId id="CXR{0}"/><licenseURL>http://example.org/by-nc-nd</licenseURL>
+<MedlineCitation><Article><Abstract><AbstractText Label="COMPARISON">None.</AbstractText>
+<AbstractText Label="FINDINGS">The heart is {1} &amp; the lungs are clear.</AbstractText>
+<AbstractText Label="IMPRESSION"/></Abstract></Article></MedlineCitation>
+<MeSH><major>Cardiomegaly/mild</major><major>normal</major></MeSH>
+<parentImage id="CXR{0}_IM-0001-3001"/><parentImage id="CXR{0}_IM-0001-4001"/></eCitation>"""
+
+
+def test_xml_reports_as_open_i_has_them(tmp_path: Path) -> None:
+    root, images, out = tmp_path / "xml", tmp_path / "png", tmp_path / "out"
+    root.mkdir()
+    for number in (1, 2):
+        (root / f"{number}.xml").write_text(OPENI.format(number, "normal" if number == 1 else "large"))
+    (root / "3.xml").write_text('<!DOCTYPE a [<!ENTITY b "c">]><eCitation/>')
+    (root / "4.xml").write_text("<eCitation>")
+    for name in ("CXR1_IM-0001-3001", "CXR1_IM-0001-4001", "CXR2_IM-0001-3001"):
+        image(images / f"{name}.png", len(name))
+    command = ["data", "reports", str(root), "--images-root", str(images), "--modality", "X-ray", "--out", str(out)]
+    assert main([*command, "--split", "all"]) == 0
+    samples = written(out)["all"]
+    assert [sample.captions for sample in samples] == [("The heart is normal & the lungs are clear.",)] * 2 + [
+        ("The heart is large & the lungs are clear.",)
+    ]
+    assert {sample.labels for sample in samples} == {("cardiomegaly", "normal")}
+    assert samples[0].group == samples[1].group != samples[2].group
+    document: dict[str, Any] = json.loads((out / "all/dataset.json").read_text())
+    assert document["sources"]["reports"]["licence"] == "http://example.org/by-nc-nd"
+    assert reasons(out) == {"3.xml": "damaged report", "4.xml": "damaged report"}
+
+
+def test_a_table_that_names_no_images_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "1.txt").write_text(REPORT)
+    words = ["--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]
+    assert main(["data", "reports", str(tmp_path), *words]) == 2
+    assert "t.csv: cannot be read as a table of images: expected a column dicom_id or image" in capsys.readouterr().err
