@@ -11,7 +11,19 @@ import sys
 from collections.abc import Sequence
 
 from clip_med import __version__
-from clip_med.commands import config, data, demo, evaluate, explain, export, knowledge, merge, pretrain, slurm
+from clip_med.commands import (
+    config,
+    data,
+    demo,
+    evaluate,
+    explain,
+    export,
+    knowledge,
+    merge,
+    pretrain,
+    robustness,
+    slurm,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -24,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"clip-med {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, data, pretrain, evaluate, explain, export, merge, knowledge, slurm, config):
+    for command in (demo, data, pretrain, evaluate, robustness, explain, export, merge, knowledge, slurm, config):
         command.add_parser(commands)
     return parser
 

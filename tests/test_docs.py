@@ -47,12 +47,12 @@ def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: P
         build_parser().parse_args(command.split())
 
 
-def test_the_commands_of_the_explanation_page_parse() -> None:
-    page = (DOCS / "explanation.md").read_text()
-    commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
-    assert len(commands) == 2
-    for command in commands:
-        build_parser().parse_args(command.split())
+def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
+    for name, count in (("explanation.md", 2), ("robustness.md", 1)):
+        commands = re.findall(r"^clip-med (.*)$", (DOCS / name).read_text(), re.MULTILINE)
+        assert len(commands) == count
+        for command in commands:
+            build_parser().parse_args(command.split())
 
 
 def test_the_files_that_the_pages_name_exist() -> None:

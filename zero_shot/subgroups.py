@@ -45,10 +45,10 @@ class Subgroups:
 
 
 def subgroup_values(samples: Sequence[Sample], key: str) -> list[str]:
-    """The value of each sample: of modality, dataset, split or view, or of `provenance.NAME` in its metadata.
+    """The value of each sample: of modality, dataset, split or view, or of `provenance.NAME`; `UNKNOWN` without one.
 
     Raises:
-        ValueError: another key, or one that no sample has.
+        ValueError: another key.
 
     Example:
         >>> subgroup_values([], "modality")
@@ -61,8 +61,6 @@ def subgroup_values(samples: Sequence[Sample], key: str) -> list[str]:
         found = [getattr(sample, key) for sample in samples]
     else:
         found = [(sample.provenance or {}).get(name) for sample in samples]
-    if samples and all(value is None for value in found):
-        raise ValueError(f"no sample has {key}")
     return [UNKNOWN if value is None else str(value) for value in found]
 
 

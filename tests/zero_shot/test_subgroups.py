@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from clip_med.data.sample import Sample
 from tests.labelled_shards import sample
 from zero_shot.classify import class_scores
 from zero_shot.prompt_sensitivity import prompt_sensitivity
@@ -50,12 +49,8 @@ def test_values_come_from_the_metadata() -> None:
     assert subgroup_values(samples, "modality") == ["MRI", "CT", "MRI"]
     assert subgroup_values(samples, "view") == ["unknown", "AP", "unknown"]
     assert subgroup_values(samples, "provenance.sex") == ["unknown", "unknown", "F"]
-    for key, expected in (("age", "provenance.NAME, got 'age'"), ("provenance.age", "no sample has provenance.age")):
-        with pytest.raises(ValueError, match=expected):
-            subgroup_values(samples, key)
-    unseen: list[Sample] = [sample(0)]
-    with pytest.raises(ValueError, match="no sample has view"):
-        subgroup_values(unseen, "view")
+    with pytest.raises(ValueError, match=r"provenance.NAME, got 'age'"):
+        subgroup_values(samples, "age")
     for call in (
         lambda: subgroup_table(np.ones(3), ["a"], key="x"),
         lambda: subgroup_table(np.ones(0), [], key="x"),

@@ -1,0 +1,165 @@
+"""`clip-med robustness`: how a zero-shot classifier answers when images, prompts or patients are others."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zero_shot.result import Result
+    from zero_shot.robustness import TaskRobustness
+
+
+def add_parser(commands: Any) -> None:
+    """Add `robustness`."""
+    text = "corruptions, prompts, subgroups, unknown images and calibration of zero-shot classification"
+    parser = commands.add_parser(
+        "robustness",
+        help=text,
+        description=text + ", for every classification task of an evaluation. Results of a run are kept in "
+        "RUN/eval/NAME.robustness.json.",
+        epilog="example: clip-med robustness runs/corpus --config eval/corpus --levels 1 3 5 --by modality --limit 200",
+    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    parser.add_argument("--config", metavar="EVAL", type=Path, required=True, help="a YAML file or a shipped name")
+    parser.add_argument(
+        "--corruption", metavar="KIND", nargs="*", help="noise, blur, contrast, jpeg, rotation, crop, marker (all)"
+    )
+    parser.add_argument("--levels", metavar="N", type=int, nargs="+", default=[1, 2, 3, 4, 5], help="1 to 5 (all)")
+    parser.add_argument(
+        "--by", metavar="KEY", nargs="+", default=[], help="subgroups: modality, dataset, split, view, provenance.NAME"
+    )
+    parser.add_argument("--limit", metavar="N", type=int, help="images of each task, spread evenly over it")
+    parser.add_argument("--alpha", type=float, default=0.1, help="share of conformal sets that may miss (%(default)s)")
+    parser.add_argument(
+        "--regions", metavar="N", type=int, help="look for spurious regions (RaVL) among N x N cells of each image"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of corruptions, halves and intervals (%(default)s)")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON here as well")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.set_defaults(call=_robustness)
+
+
+def _robustness(arguments: argparse.Namespace) -> int:
+    from clip_med.commands.progress import ItemDisplay
+    from clip_med.config import config_hash, load_config, validate
+    from clip_med.data.shard_index import write_atomically
+    from clip_med.distributed import process_group
+    from clip_med.models.folder import load_folder, resolve_folder
+    from zero_shot.config import EvalConfig
+    from zero_shot.robustness import RobustnessConfig, robustness
+
+    evaluation = load_config(EvalConfig, arguments.config)
+    values: dict[str, Any] = {name: getattr(arguments, name) for name in ("levels", "by", "limit", "alpha", "seed")}
+    if arguments.corruption is not None:
+        values["corruptions"] = arguments.corruption
+    options = validate(RobustnessConfig, values)
+    folder = resolve_folder(arguments.model)
+    with process_group(arguments.device) as chosen, ItemDisplay() as display:
+        encoder = load_folder(folder).to(chosen)
+        found = robustness(encoder, evaluation, options, on_progress=display.on_item)
+        regions = [] if arguments.regions is None else _regions(encoder, evaluation, arguments, display)
+    document = {
+        "model": str(folder),
+        "config_hash": config_hash(evaluation),
+        "options": {**values, "corruptions": list(options.corruptions)},
+        "tasks": [task.to_dict() for task in found],
+        "regions": regions,
+    }
+    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    if (arguments.model / "latest.json").is_file():
+        (arguments.model / "eval").mkdir(exist_ok=True)
+        write_atomically(arguments.model / "eval" / f"{arguments.config.stem}.robustness.json", text)
+    if arguments.out is not None:
+        write_atomically(arguments.out, text)
+    print(json.dumps(document, ensure_ascii=False) if arguments.json else _tables(found, regions))
+    return 0
+
+
+def _regions(encoder: Any, evaluation: Any, arguments: argparse.Namespace, display: Any) -> list[dict[str, Any]]:
+    from dataclasses import asdict
+
+    from zero_shot.conditions import labelled
+    from zero_shot.config import ClassificationTask
+    from zero_shot.regions import discover_regions
+
+    tasks = [task for task in evaluation.tasks if isinstance(task, ClassificationTask)]
+    rows: list[dict[str, Any]] = []
+    for number, task in enumerate(tasks, start=1):
+        images = labelled(task, arguments.limit)
+        found = discover_regions(
+            encoder, images, arguments.regions, batch_size=evaluation.batch_size, seed=arguments.seed
+        )
+        cells = arguments.regions**2
+        flagged: list[dict[str, Any]] = []
+        for cluster in found.flagged:
+            plain = asdict(cluster)
+            members = plain.pop("regions")
+            plain["regions"] = [[images.samples[r // cells].key, r % cells] for r in members]
+            plain["gaps"] = [
+                {**gap, "label": list(task.prompts.classes)[gap["label"]]} for gap in plain["gaps"] if gap["gap"]
+            ]
+            flagged.append(plain)
+        rows.append(
+            {
+                "task": task.name,
+                "images": len(images.indices),
+                "cells": cells,
+                "clusters": found.clusters,
+                "silhouette": found.silhouette,
+                "flagged": flagged,
+            }
+        )
+        display.on_item("regions", number, len(tasks))
+    return rows
+
+
+def _tables(found: tuple[TaskRobustness, ...], regions: list[dict[str, Any]]) -> str:
+    from zero_shot.table import aligned, cell
+
+    parts: list[str] = []
+    for task in found:
+        parts += [f"{task.name}: {task.n:,} images, top-1 {cell(task.clean)}", ""]
+        if task.corrupted:
+            levels = list(dict.fromkeys(one.level for one in task.corrupted))
+            lines = [["corruption", *(f"level {level}" for level in levels), "change at the last [95 %]"]]
+            for kind in dict.fromkeys(one.corruption for one in task.corrupted):
+                own = [one for one in task.corrupted if one.corruption == kind]
+                lines.append([kind, *(f"{one.top1.value:.3f}" for one in own), _signed(own[-1].change)])
+            parts += [*aligned(lines), ""]
+            if task.mean_corrupted is not None:
+                parts += [f"mean over corruptions {cell(task.mean_corrupted)}", ""]
+        lines = [["template", "top-1"], *([r.name, cell(r)] for r in (*task.prompts.templates, task.prompts.together))]
+        parts += [*aligned(lines), f"answers changed between two templates: {task.prompts.changed:.3f}", ""]
+        lines = [["subgroups by", "worst", "gap", "subgroups", "too few images"]]
+        for table in task.subgroups:
+            worst, gap = ("" if r is None else cell(r) for r in (table.worst, table.gap))
+            lines.append([table.key, worst, gap, str(len(table.results)), str(len(table.too_few))])
+        parts += [*aligned(lines), ""]
+        own = task.calibration
+        lines = [["calibration", "ECE", "Brier", "NLL"]]
+        for name, errors in (("as it is", own.before), (f"temperature x {own.temperature:.3f}", own.after)):
+            lines.append([name, *(f"{errors[key]:.3f}" for key in ("ece", "brier", "nll"))])
+        parts += [*aligned(lines), *([own.note] if own.note else [])]
+        parts += [f"conformal sets for {1 - own.alpha:.0%}: coverage {own.coverage:.3f}, mean size {own.size:.2f}", ""]
+        if task.unknown:
+            lines = [["unknown images by", "AUROC", "FPR95", "known", "unknown"]]
+            for name, one in task.unknown.items():
+                lines.append([name, f"{one.auroc:.3f}", f"{one.fpr95:.3f}", f"{one.known:,}", f"{one.unknown:,}"])
+            parts += [*aligned(lines), ""]
+    for row in regions:
+        parts.append(f"{row['task']}: {len(row['flagged'])} of {row['clusters']} clusters of cells flagged")
+        for one in row["flagged"]:
+            gaps = ", ".join(f"{gap['label']} {gap['gap']:+.2f}" for gap in one["gaps"])
+            parts.append(f"  {len(one['regions'])} cells, influence {one['influence']:.2f}: {gaps}")
+    return "\n".join(parts).rstrip()
+
+
+def _signed(result: Result) -> str:
+    return f"{result.value:+.3f} [{result.low:+.3f}, {result.high:+.3f}]"
+
+
+__all__ = ["add_parser"]

@@ -1,0 +1,123 @@
+"""Labelled images of a classification task, and their features as they are and under corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from numpy.typing import NDArray
+
+from clip_med.data.augment import eval_image
+from clip_med.data.images import decode_image
+from clip_med.data.sample import Sample
+from clip_med.data.shards import ShardSet
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import Precision, evaluating
+from zero_shot.config import ClassificationTask
+from zero_shot.corruptions import Corruption, corrupt
+
+Condition = tuple[Corruption, int] | None
+"""A corruption and its level; None: the images as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The images of a task: where they are, their metadata, and class numbers [N]."""
+
+    task: ClassificationTask
+    shards: ShardSet
+    indices: tuple[int, ...]
+    samples: tuple[Sample, ...]
+    truth: NDArray[np.int64]
+
+    @property
+    def groups(self) -> list[str]:
+        """The patient of each image."""
+        return [sample.group for sample in self.samples]
+
+
+def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
+    """The images of a task; with `limit` so many of them at most, spread evenly over the set.
+
+    Raises:
+        ValueError: no image, one with none or several of the classes, or a limit below 1; names task and key.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}")
+    shards = ShardSet.open(task.shards)
+    chosen = [
+        (index, sample)
+        for index, sample in ((index, shards.metadata(index)) for index in range(len(shards)))
+        if (not task.datasets or sample.dataset in task.datasets)
+        and (not task.modalities or sample.modality in task.modalities)
+    ]
+    if not chosen:
+        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
+    if limit is not None and limit < len(chosen):
+        chosen = [chosen[number * len(chosen) // limit] for number in range(limit)]
+    classes = list(task.prompts.classes)
+    truth: list[int] = []
+    for _, sample in chosen:
+        found = [classes.index(label) for label in sample.labels if label in classes]
+        if len(found) != 1:
+            raise ValueError(
+                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(classes)} classes among its "
+                f"labels {list(sample.labels)}; exactly one is needed"
+            )
+        truth += found
+    return Labelled(
+        task=task,
+        shards=shards,
+        indices=tuple(index for index, _ in chosen),
+        samples=tuple(sample for _, sample in chosen),
+        truth=np.array(truth, dtype=np.int64),
+    )
+
+
+def condition_features(
+    encoder: DualEncoder,
+    images: Labelled,
+    conditions: Sequence[Condition],
+    *,
+    seed: int = 0,
+    batch_size: int = 128,
+    precision: Precision = "fp32",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> dict[Condition, Float32[np.ndarray, "N D"]]:
+    """Unit rows of all images under each condition; an image is read and decoded once for all of them.
+
+    Raises:
+        ValueError: a damaged image, or one whose feature is not finite; names its key.
+    """
+    found: dict[Condition, list[np.ndarray]] = {condition: [] for condition in conditions}
+    total = len(images.indices)
+    with evaluating(encoder, precision):
+        for start in range(0, total, batch_size):
+            part = images.indices[start : start + batch_size]
+            samples = [images.shards.read(index) for index in part]
+            decoded = [decode_image(sample.image, source=sample.key) for sample in samples]
+            for condition in conditions:
+                views = [
+                    eval_image(
+                        pixels
+                        if condition is None
+                        else corrupt(pixels, condition[0], condition[1], seed=seed, index=index),
+                        encoder.preprocess,
+                    )
+                    for pixels, index in zip(decoded, part, strict=True)
+                ]
+                batch = torch.stack(views).to(encoder.logit_scale.device)
+                rows = encoder.encode_image(batch).float().cpu().numpy()
+                if not np.isfinite(rows).all():
+                    wrong = samples[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
+                    raise ValueError(f"{wrong.key}: the image feature is not finite ({condition or 'as it is'})")
+                found[condition].append(rows)
+            if on_progress is not None:
+                on_progress(min(start + batch_size, total), total)
+    return {condition: np.concatenate(rows) for condition, rows in found.items()}
+
+
+__all__ = ["Condition", "Labelled", "condition_features", "labelled"]
