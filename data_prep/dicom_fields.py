@@ -12,6 +12,8 @@ from typing import Any, Final
 
 from pydicom.dataset import Dataset
 
+from data_prep.metadata_words import person_words
+
 # What is read of a header; keys, groups and studies are hashed, the rest comes from the tables below.
 TAGS: Final = (
     *("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID", "PatientName"),
@@ -158,29 +160,6 @@ def metadata_caption(fields: CodedFields, *, window: str = "") -> str:
     return text + "."
 
 
-def person_words(sex: str, age: int | None) -> str:
-    """Sex and age band with an article, or nothing.
-
-    Example:
-        >>> person_words("M", 90), person_words("", 7), person_words("F", None), person_words("", 34)
-        ('a man aged 90 or over', 'a child', 'a woman', 'a person in their 30s')
-    """
-    noun, pronoun = {"M": ("man", "his"), "F": ("woman", "her")}.get(sex, ("person", "their"))
-    if age is None:
-        return f"a {noun}" if sex else ""
-    if age < 18:
-        boy = {"M": "boy", "F": "girl"}.get(sex)
-        stage = "infant" if age < 2 else "child" if age < 13 else "adolescent"
-        if boy is not None:
-            return f"{'an' if stage[0] in 'ai' else 'a'} {stage} {boy}" if stage != "child" else f"a {boy}"
-        return f"{'an' if stage[0] in 'ai' else 'a'} {stage}"
-    if age >= 90:
-        return f"a {noun} aged 90 or over"
-    if age < 20:
-        return f"a {noun} under 20"
-    return f"a {noun} in {pronoun} {age // 10 * 10}s"
-
-
 def _code(dataset: Dataset, name: str) -> str:
     value = dataset.get(name)
     return value.strip().upper() if isinstance(value, str) else ""
@@ -217,5 +196,4 @@ __all__ = [
     "capped_age",
     "coded_fields",
     "metadata_caption",
-    "person_words",
 ]

@@ -72,10 +72,7 @@ class EmbeddedSource:
                     path=place,
                     identity=place,
                     where={"file": relative, **where},
-                    captions=row.captions,
-                    caption_kinds=row.caption_kinds,
-                    labels=row.labels,
-                    **{**row.values, "split": row.values["split"] or split},
+                    **{**row.record_fields(), "split": row.values["split"] or split},
                 )
         if not number:
             raise ValueError(f"{self.root}: holds no row in any {' or '.join(_SUFFIXES)} file")

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from clip_med.config import config, nearest
 from clip_med.data.sample import CAPTION_KINDS
+from data_prep.metadata_words import FACTS
 from data_prep.record import ShardSettings
 
 # Usual names per field, in lower case.
@@ -25,9 +26,16 @@ COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
     "licence": ("licence", "license"),
     "view": ("view",),
     "study": ("study", "study_id"),
+    "absent": ("absent", "negative_labels"),
+    "age": ("age", "patient_age"),
+    "sex": ("sex", "gender"),
+    # Not "site", which is as often a hospital.
+    "site": ("body_part", "anatomy", "localization", "localisation"),
+    "sequence": ("sequence", "mri_sequence"),
+    "window": ("window",),
 }
 # Fields that may come from several columns, which are joined in the given order.
-SEVERAL: Final = ("caption", "label")
+SEVERAL: Final = ("caption", "label", "absent")
 
 
 @config
@@ -35,8 +43,9 @@ class ColumnConfig(ShardSettings):
     """How the columns of a table become the fields of samples."""
 
     columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
-    """Field (path, caption, label, modality, dataset, split, group, licence, view, study) to column; caption and
-    label may have several. Columns with usual names are found without."""
+    """Field (path, caption, label, modality, dataset, split, group, licence, view, study; absent, age, sex, site,
+    sequence and window for captions) to column; caption, label and absent may have several. Columns with usual names
+    are found without."""
     label_separator: str = "|"
 
     def __post_init__(self) -> None:
@@ -62,6 +71,7 @@ class Row:
     Attributes:
         number: counts from 1, without the header.
         caption_kinds: of each caption, the name of its column if that is one of `CAPTION_KINDS`, else "other".
+        absent: findings that are known not to be there.
         values: the remaining fields of `COLUMN_NAMES`.
         fault: why the row cannot be read; its other attributes are then empty.
     """
@@ -71,8 +81,20 @@ class Row:
     captions: tuple[str, ...] = ()
     caption_kinds: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict[str, str])
     fault: str = ""
+
+    def record_fields(self) -> dict[str, Any]:
+        """Everything that a record takes from a row, by name; its path and place are the source's to say."""
+        return {
+            "captions": self.captions,
+            "caption_kinds": self.caption_kinds,
+            "labels": self.labels,
+            "absent": self.absent,
+            "facts": {name: text for name, text in self.values.items() if name in FACTS and text},
+            **{name: text for name, text in self.values.items() if name not in FACTS},
+        }
 
 
 def choose_columns(
@@ -108,7 +130,7 @@ def choose_columns(
         raise ValueError(
             f"{manifest}: no column of image paths; name it with --path-column (columns: {', '.join(present)})"
         )
-    if not columns.keys() & set(SEVERAL):
+    if not columns.keys() & {"caption", "label"}:
         raise ValueError(
             f"{manifest}: neither a caption nor a label column; name one with --caption-column or --label-column "
             f"(columns: {', '.join(present)})"
@@ -166,7 +188,9 @@ def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequenc
             raise RowError(f"{name}: expected one value, got a list of {len(found)}")
         return found[0].strip() if found else ""
 
-    labels = [part for text in texts("label") for part in text.split(separator)]
+    labels, absent = (
+        _distinct([part for text in texts(name) for part in text.split(separator)]) for name in ("label", "absent")
+    )
     captions: dict[str, str] = {}
     for column in columns.get("caption", ()):
         kind = column.strip().lower()
@@ -177,11 +201,12 @@ def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequenc
         path=single("path"),
         captions=tuple(captions),
         caption_kinds=tuple(captions.values()),
-        labels=_distinct(labels),
+        labels=labels,
+        absent=absent,
         values={name: single(name) for name in COLUMN_NAMES if name != "path" and name not in SEVERAL},
     )
     try:
-        "".join((row.path, *row.captions, *row.labels, *row.values.values())).encode()
+        "".join((row.path, *row.captions, *row.labels, *row.absent, *row.values.values())).encode()
     except UnicodeEncodeError as error:
         raise RowError("holds bytes or escapes that are not UTF-8") from error
     return row

@@ -77,6 +77,7 @@ class MedMnistSource:
                     path=f"{split}_images[{index}]",
                     identity=f"{split}/{index}",
                     labels=tuple(given or [self.settings.negative]),
+                    absent=tuple(name for name in names if name not in given) if several else (),
                     split=split,
                     where={"split": split, "index": index},
                 )

@@ -10,9 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from clip_med.config import PositiveInt, config
+from clip_med.config import PositiveInt, config, nearest
 from clip_med.data.sample import Sample, keyed_hash
-from data_prep.captions import captions_for
+from clip_med.knowledge.load import load_base
+from data_prep.captions import CaptionWriter, Templates, Written
 from data_prep.scrub import Scrubber
 
 SPLIT_NAMES: Final = ("train", "val", "test")
@@ -33,6 +34,13 @@ class ShardSettings:
     """Shares of train, val and test among the groups for which the source names no split; a group is never divided."""
     templates: Path | None = None
     """Caption templates for samples with a label only; None: those of the package."""
+    write: tuple[Written, ...] = ("label",)
+    """Captions that are written from labels and coded fields, for samples that have none."""
+    write_always: bool = False
+    """Also for samples that have captions; theirs come first."""
+    label_set: tuple[str, ...] = ()
+    """All labels that were looked for; those that an image lacks are known to be absent. One name of a group of the
+    knowledge base stands for its members."""
     max_side: PositiveInt | None = None
     """Scale larger images down to this, in pixels."""
     samples_per_shard: PositiveInt = 1000
@@ -45,6 +53,8 @@ class ShardSettings:
             raise ValueError(f"fractions must be three numbers from 0 that sum to 1, got {self.fractions}")
         if self.split is not None and not _SPLIT.fullmatch(self.split):
             raise ValueError(f"split {self.split!r} cannot be the name of a folder (letters, digits, _, + and -)")
+        if not self.write or len(set(self.write)) != len(self.write):
+            raise ValueError(f"write must be one or more different kinds, got {list(self.write)}")
         for name in ("modality", "dataset"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise ValueError(f"{name} must not be empty")
@@ -61,6 +71,8 @@ class Record:
         group: patient or case; empty: the sample is a group of its own.
         captions: empty: written from the labels by templates.
         coded: the source wrote the captions itself from coded fields, so that they are not scrubbed.
+        absent: findings that are known not to be there; only captions are written from them.
+        facts: see `data_prep.metadata_words`; only captions are written from them.
         seeds: names and numbers of the patient, for the scrubber.
         where: what `open_image` of the source needs beside the path (a frame, a slice, a place in an array).
     """
@@ -72,6 +84,8 @@ class Record:
     caption_kinds: tuple[str, ...] = ()
     coded: bool = False
     labels: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
     modality: str = ""
     dataset: str = ""
     group: str = ""
@@ -197,13 +211,13 @@ class Plan:
     Iterating lists the source from its start, one record in memory at a time (and a hash per record).
     """
 
-    def __init__(self, source: Source, secret: bytes, templates: Mapping[str, tuple[str, ...]]) -> None:
+    def __init__(self, source: Source, secret: bytes, templates: Mapping[str, Templates]) -> None:
         self._source = source
         self._settings = source.settings
         self._secret = secret
-        self._templates = templates
         self._scrubber = Scrubber(secret)
-        self._rendered: dict[tuple[tuple[str, ...], str], tuple[str, ...]] = {}
+        self._writer = CaptionWriter(templates, source.settings.write, secret)
+        self._label_set = expanded_labels(source.settings.label_set)
 
     def __iter__(self) -> Iterator[Task | Rejection]:
         seen: set[int] = set()
@@ -213,27 +227,32 @@ class Plan:
                 continue
             dataset = self._settings.dataset or record.dataset or self._source.name
             key = keyed_hash(self._secret, "key", dataset, record.identity)
+            task = self._task(record, dataset, key)
             refused = _refused(record)
+            if refused is None and not task.captions:
+                kinds = " or ".join(self._settings.write)
+                refused = ("no text", f"no caption, and nothing to write one of the kind {kinds} from")
             if refused is None and int(key, 16) in seen:
                 refused = ("duplicate", "the same dataset and path in an earlier row")
             if refused is not None:
                 yield Rejection(row=record.row, path=record.path, reason=refused[0], detail=refused[1])
                 continue
             seen.add(int(key, 16))
-            yield self._task(record, dataset, key)
+            yield task
 
     def _task(self, record: Record, dataset: str, key: str) -> Task:
         settings = self._settings
         modality = settings.modality or record.modality or "unknown"
         group = keyed_hash(self._secret, "group", dataset, record.group or record.identity)
-        captions = self._scrubbed(record, group) or self._captions(record.labels, modality)
+        captions = self._captions(record, key, group, modality)
         return Task(
             row=record.row,
             path=record.path,
             where=record.where,
             key=key,
-            captions=captions,
-            caption_kinds=record.caption_kinds if record.captions else ("label",) * len(captions),
+            captions=tuple(captions),
+            # A source that says no kinds has none for a part either.
+            caption_kinds=tuple(captions.values()) if all(captions.values()) else (),
             labels=record.labels,
             modality=modality,
             dataset=dataset,
@@ -247,16 +266,31 @@ class Plan:
             provenance=record.provenance,
         )
 
-    def _scrubbed(self, record: Record, group: str) -> tuple[str, ...]:
-        if not self._settings.scrub or record.coded:
-            return record.captions
+    def _captions(self, record: Record, key: str, group: str, modality: str) -> dict[str, str]:
+        """Caption to kind ("" where the source says none): those of the source, and those that are written."""
         seeds = (*record.seeds, record.group, record.study)
-        return tuple(self._scrubber.scrub(caption, group=group, seeds=seeds) for caption in record.captions)
+        scrub = self._settings.scrub and not record.coded
 
-    def _captions(self, labels: tuple[str, ...], modality: str) -> tuple[str, ...]:
-        if (labels, modality) not in self._rendered:
-            self._rendered[labels, modality] = captions_for(labels, modality, self._templates)
-        return self._rendered[labels, modality]
+        def clean(text: str) -> str:
+            return self._scrubber.scrub(text, group=group, seeds=seeds) if scrub else text
+
+        kinds = record.caption_kinds or ("",) * len(record.captions)
+        captions = {clean(text): kind for text, kind in zip(record.captions, kinds, strict=True)}
+        if captions and not self._settings.write_always:
+            return captions
+        written = self._writer.write(
+            record.labels,
+            modality,
+            absent=record.absent or [label for label in self._label_set if label not in record.labels],
+            # A site is free text.
+            facts={name: clean(fact) if name == "site" else fact for name, fact in record.facts.items()},
+            view=record.view,
+            key=key,
+        )
+        return {
+            **(captions if all(captions.values()) else dict.fromkeys(captions, "other")),
+            **{text: kind for text, kind in written.items() if text not in captions},
+        }
 
     def _drawn_split(self, group: str) -> str:
         """A split that depends on the group alone, so that more images of a patient join those that are there."""
@@ -293,10 +327,23 @@ def _task_of(fields: dict[str, Any]) -> Task:
     return Task(**{**fields, **lists})
 
 
+def expanded_labels(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The labels themselves, or those of the group of the knowledge base that a single name stands for.
+
+    Example:
+        >>> expanded_labels(("cyst", "mass")), expanded_labels(("chexpert",))[:2]
+        (('cyst', 'mass'), ('no finding', 'enlarged cardiomediastinum'))
+    """
+    if len(names) != 1:
+        return names
+    base = load_base()
+    if names[0] not in base.groups:
+        raise ValueError(f"label_set: one name must be a group of the knowledge base; {nearest(names[0], base.groups)}")
+    return tuple(base.findings[member].name for member in base.groups[names[0]].members)
+
+
 def _refused(record: Record) -> tuple[str, str] | None:
     """Reason and detail of a rejection."""
-    if not record.captions and not record.labels:
-        return "no text", "neither caption nor label"
     if record.split and not _SPLIT.fullmatch(record.split):
         return "bad split", f"{record.split!r} cannot be the name of a folder (letters, digits, _, + and -)"
     return None

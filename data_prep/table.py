@@ -65,16 +65,7 @@ class TableSource:
                 path=row.path,
                 where={"relative": relative},
                 identity=relative,
-                captions=row.captions,
-                caption_kinds=row.caption_kinds,
-                labels=row.labels,
-                modality=row.values["modality"],
-                dataset=row.values["dataset"],
-                group=group or "",
-                split=row.values["split"],
-                view=row.values["view"],
-                study=row.values["study"],
-                licence=row.values["licence"],
+                **{**row.record_fields(), "group": group or ""},
             )
 
     def open_image(self, task: Task) -> tuple[bytes, str]:

@@ -15,7 +15,7 @@ from clip_med.data.sample import Sample, keyed_hash
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
-from data_prep.captions import TEMPLATES, read_templates
+from data_prep.captions import TEMPLATES, Templates, read_templates
 from data_prep.claim import claim_folder
 from data_prep.opening import Opener
 from data_prep.record import Census, Plan, Rejection, ShardSettings, Source, StoredPlan, Task, take_census
@@ -192,13 +192,13 @@ def _uncommitted_if_empty(
             directory.rmdir()
 
 
-def _claim(out: Path, digest: str, source: Source, templates: Mapping[str, tuple[str, ...]], secret: bytes) -> None:
+def _claim(out: Path, digest: str, source: Source, templates: Mapping[str, Templates], secret: bytes) -> None:
     """Mark `out` as the place of this source with these settings, or refuse if it is another's."""
     ours = {
         "version": VERSION,
         "source_sha256": digest,
         **to_plain(source.settings),
-        "templates": config_hash(templates),
+        "templates": config_hash({name: vars(entry) for name, entry in templates.items()}),
         "secret": keyed_hash(secret, "check"),
     }
     claim_folder(out, f"{source.kind}.json", json.loads(json.dumps(ours)))

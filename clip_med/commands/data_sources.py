@@ -46,6 +46,22 @@ def add_source(
         help="train, val, test, where the source names no split; groups stay together; default 0.8 0.1 0.1",
     )
     parser.add_argument("--templates", metavar="FILE.yaml", type=Path, help="sentences for samples with a label only")
+    parser.add_argument(
+        "--write",
+        nargs="+",
+        default=["label"],
+        choices=("label", "finding", "absent", "metadata", "knowledge"),
+        help="captions that are written for samples without any: bare labels, sentences with articles, what is absent, "
+        "age band, sex, site and view, and what the knowledge base says; default label",
+    )
+    parser.add_argument("--write-always", action="store_true", help="write them for samples with captions too")
+    parser.add_argument(
+        "--label-set",
+        metavar="LABEL",
+        nargs="+",
+        default=[],
+        help="all labels that were looked for, or a group of the knowledge base: what an image lacks is absent",
+    )
     parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
     parser.add_argument(
         "--scrub",

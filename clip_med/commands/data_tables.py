@@ -11,7 +11,10 @@ from clip_med.commands.data_sources import add_source, file, folder, naming_extr
 if TYPE_CHECKING:
     from data_prep.record import Source
 
-_FIELDS = ("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view", "study")
+_FIELDS = (
+    *("path", "caption", "label", "modality", "dataset", "split", "group", "licence", "view", "study"),
+    *("absent", "age", "sex", "site", "sequence", "window"),
+)
 _PRESETS = ("roco", "rocov2", "pmc-oa")
 _GROUP_HELP = "its one group finds the patient in a path"
 
@@ -27,7 +30,7 @@ def add_tables(actions: Any) -> None:
 def add_columns(parser: Any) -> None:
     """An option for the column of every field."""
     for field in _FIELDS:
-        several = "; may be given several times" if field in ("caption", "label") else ""
+        several = "; may be given several times" if field in ("caption", "label", "absent") else ""
         parser.add_argument(
             f"--{field}-column",
             metavar="NAME",

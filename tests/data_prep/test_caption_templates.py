@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from clip_med.config import ConfigError
-from data_prep.captions import captions_for, read_templates
+from data_prep.captions import CaptionWriter, Templates, read_templates
+
+
+def writer(*sentences: str) -> CaptionWriter:
+    return CaptionWriter({"": Templates(label=sentences)}, ("label",), b"s")
 
 
 @pytest.mark.parametrize(
@@ -34,18 +38,18 @@ from data_prep.captions import captions_for, read_templates
     ],
 )
 def test_every_usual_modality_has_its_sentences(modality: str, word: str) -> None:
-    captions = captions_for(["cyst"], modality, read_templates())
+    captions = list(CaptionWriter(read_templates(), ("label",), b"s").write(["cyst"], modality))
     assert word in captions[0]
     assert len(set(captions)) == len(captions) == 3
     assert all("cyst" in caption for caption in captions)
 
 
 def test_several_labels_become_one_phrase() -> None:
-    assert captions_for(["a", "b", "c"], "", {"": ("{}!", "{}?")}) == ("a, b and c!", "a, b and c?")
+    assert list(writer("{}!", "{}?").write(["a", "b", "c"], "")) == ["a, b and c!", "a, b and c?"]
 
 
 def test_a_label_with_braces_stays_as_it_is() -> None:
-    assert captions_for(["{} {0}"], "", {"": ("See {}.",)}) == ("See {} {0}.",)
+    assert list(writer("See {}.").write(["{} {0}"], "")) == ["See {} {0}."]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,10 @@ def test_a_label_with_braces_stays_as_it_is() -> None:
         ('"": []\n', "expected a list of sentences"),
         ('"": "An image of {}."\n', "expected a list of sentences"),
         ('"": ["no place"]\n', "exactly once"),
+        ('"": {label: ["{}."], finding: ["{image} of {who}."]}\n', "exactly once"),
+        ('"": {label: ["{}."], both: ["{image} with {}."]}\n', "exactly once"),
+        ('"": {labels: ["{}."]}\n', "label"),
+        ('"": {image: a scan}\n', "expected a list of sentences for label"),
     ],
 )
 def test_templates_that_cannot_be_used_are_refused_with_their_file(tmp_path: Path, text: str, message: str) -> None:

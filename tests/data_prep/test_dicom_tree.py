@@ -21,8 +21,9 @@ from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from data_prep import dicom_tree
-from data_prep.dicom_fields import coded_fields, metadata_caption, person_words
+from data_prep.dicom_fields import coded_fields, metadata_caption
 from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom
+from data_prep.metadata_words import person_words
 from tests.data_prep.dicom_files import ct_slice, write
 
 
