@@ -20,6 +20,7 @@ from clip_med.commands import (
     export,
     knowledge,
     merge,
+    merge_compare,
     pretrain,
     robustness,
     slurm,
@@ -36,7 +37,20 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"clip-med {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (demo, data, pretrain, evaluate, robustness, explain, export, merge, knowledge, slurm, config):
+    for command in (
+        demo,
+        data,
+        pretrain,
+        evaluate,
+        robustness,
+        explain,
+        export,
+        merge,
+        merge_compare,
+        knowledge,
+        slurm,
+        config,
+    ):
         command.add_parser(commands)
     return parser
 

@@ -90,7 +90,7 @@ def subgroup_table(
         bootstrap_mean(
             outcomes[rows].astype(np.float64),
             name=name,
-            groups=None if groups is None else [groups[row] for row in rows],
+            groups=None if groups is None else [groups[row] for row in rows.tolist()],
             seed=seed,
         )
         for name, rows in members.items()
