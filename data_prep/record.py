@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 from clip_med.config import PositiveInt, config, nearest
 from clip_med.data.sample import Sample, keyed_hash
@@ -17,8 +17,6 @@ from data_prep.captions import CaptionWriter, Templates, Written
 from data_prep.scrub import Scrubber
 
 SPLIT_NAMES: Final = ("train", "val", "test")
-# A split becomes a folder; more of them than this is a column of something else.
-MAX_SPLITS: Final = 20
 _SPLIT: Final = re.compile(r"\w[\w+-]{0,63}")
 
 
@@ -32,6 +30,13 @@ class ShardSettings:
     """For every sample, whatever the source says."""
     fractions: tuple[float, float, float] = (0.8, 0.1, 0.1)
     """Shares of train, val and test among the groups for which the source names no split; a group is never divided."""
+    stratify: bool = False
+    """Give every label these shares, as far as whole groups allow; else a split depends on the group alone."""
+    splits_from: Path | None = None
+    """Output of an earlier run with the same secret, whose groups keep their splits."""
+    overlap: Literal["refuse", "keep", "drop"] = "refuse"
+    """What becomes of a group that the source itself puts into several splits. drop: its samples stay in the last of
+    train, val and test only."""
     templates: Path | None = None
     """Caption templates for samples with a label only; None: those of the package."""
     write: tuple[Written, ...] = ("label",)
@@ -116,7 +121,10 @@ class Rejection:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A record whose image is still to be opened; identifiers are hashed, `path` and `where` are for the source."""
+    """A record whose image is still to be opened; identifiers are hashed, `path` and `where` are for the source.
+
+    `split` is empty until a split is drawn for the group; see `data_prep.splits`.
+    """
 
     row: int
     path: str
@@ -257,7 +265,7 @@ class Plan:
             modality=modality,
             dataset=dataset,
             group=group,
-            split=settings.split or record.split or self._drawn_split(group),
+            split=settings.split or record.split,
             view=record.view or None,
             # A study number leads to a patient as surely as a patient number.
             study=keyed_hash(self._secret, "study", dataset, record.study) if record.study else None,
@@ -291,12 +299,6 @@ class Plan:
             **(captions if all(captions.values()) else dict.fromkeys(captions, "other")),
             **{text: kind for text, kind in written.items() if text not in captions},
         }
-
-    def _drawn_split(self, group: str) -> str:
-        """A split that depends on the group alone, so that more images of a patient join those that are there."""
-        place = int(keyed_hash(self._secret, "split", group, length=12), 16) / 16**12
-        train, val, _ = self._settings.fractions
-        return SPLIT_NAMES[0] if place < train else SPLIT_NAMES[1] if place < train + val else SPLIT_NAMES[2]
 
 
 class StoredPlan:
@@ -349,58 +351,7 @@ def _refused(record: Record) -> tuple[str, str] | None:
     return None
 
 
-@dataclass
-class Census:
-    """What a pass over the plan found: everything but the images.
-
-    Attributes:
-        rows: records read.
-        rejections: of records, by the source alone.
-        split_rows: records per split whose images are to be opened.
-        licences: per split and dataset.
-        divided: groups that occur in several splits, and the first record that divides one.
-        unknown_modality: records without one.
-    """
-
-    rows: int
-    rejections: list[Rejection]
-    split_rows: dict[str, int]
-    licences: dict[str, dict[str, set[str]]]
-    divided: int
-    first_divided_row: int | None
-    unknown_modality: int
-
-
-def take_census(plan: Plan | StoredPlan) -> Census:
-    """Count everything that decides how splits are written.
-
-    Raises:
-        ValueError: more splits than anybody has.
-    """
-    census = Census(0, [], {}, {}, 0, None, 0)
-    split_of: dict[str, str | None] = {}  # None: already counted as divided
-    for result in plan:
-        census.rows += 1
-        if isinstance(result, Rejection):
-            census.rejections.append(result)
-            continue
-        census.split_rows[result.split] = census.split_rows.get(result.split, 0) + 1
-        if len(census.split_rows) > MAX_SPLITS:
-            names = ", ".join(list(census.split_rows)[:5])
-            raise ValueError(f"more than {MAX_SPLITS} splits ({names}, ...): choose another --split-column")
-        licences = census.licences.setdefault(result.split, {}).setdefault(result.dataset, set())
-        if result.licence:
-            licences.add(result.licence)
-        census.unknown_modality += result.modality == "unknown"
-        if split_of.setdefault(result.group, result.split) not in (result.split, None):
-            split_of[result.group] = None
-            census.divided += 1
-            census.first_divided_row = census.first_divided_row or result.row
-    return census
-
-
 __all__ = [
-    "Census",
     "Plan",
     "Record",
     "RejectedImageError",
@@ -409,5 +360,4 @@ __all__ = [
     "Source",
     "StoredPlan",
     "Task",
-    "take_census",
 ]

@@ -16,10 +16,12 @@ from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
 from data_prep.captions import TEMPLATES, Templates, read_templates
+from data_prep.census import Census
 from data_prep.claim import claim_folder
 from data_prep.opening import Opener
-from data_prep.record import Census, Plan, Rejection, ShardSettings, Source, StoredPlan, Task, take_census
+from data_prep.record import Plan, Rejection, ShardSettings, Source, StoredPlan, Task
 from data_prep.secret_file import read_secret
+from data_prep.splits import SplitPlan, plan_splits
 
 REJECTED_FILE: Final = "rejected.jsonl"
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
@@ -34,7 +36,7 @@ class WriteReport:
         written: samples per split, those kept from an earlier run included.
         reasons: rejected records per reason.
         kept_splits: were complete before this run and are as they were.
-        groups_in_several_splits: according to the source; a leak between training and test.
+        groups_in_several_splits: according to the source, and kept so on request; a leak between training and test.
         unknown_modality: records whose modality neither the source nor the settings say.
         secret: the file with the key of the hashes.
     """
@@ -50,7 +52,7 @@ class WriteReport:
 
 
 class RejectedRowError(ValueError):
-    """With `strict`: rows that would have been rejected, or groups that several splits share."""
+    """With `strict`: rows that would have been rejected."""
 
 
 def source_to_shards(
@@ -75,7 +77,8 @@ def source_to_shards(
         on_progress: called with images done and images in all.
 
     Raises:
-        ValueError: settings or folders that do not fit; `out` holds another source's shards.
+        ValueError: settings or folders that do not fit; `out` holds another source's shards; a patient or case that the
+            source puts into several splits.
         RejectedRowError: see `strict`; `out/rejected.jsonl` is written all the same.
         OSError: a file or folder that cannot be read or written (a single image only costs its sample).
     """
@@ -88,7 +91,7 @@ def source_to_shards(
     with contextlib.ExitStack() as stack:
         if not source.cheap:
             plan = stack.enter_context(contextlib.closing(StoredPlan(plan)))
-        census = take_census(plan)
+        plan, census = plan_splits(source, plan, secret)
         _claim(out, digest, source, templates, secret)
         progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
         kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
@@ -113,7 +116,7 @@ def source_to_shards(
 def _refuse_if_any(
     source: Source,
     out: Path,
-    plan: Plan | StoredPlan,
+    plan: SplitPlan,
     census: Census,
     kept: tuple[str, ...],
     known: list[Rejection],
@@ -133,11 +136,6 @@ def _refuse_if_any(
         raise RejectedRowError(
             f"{source.name}: {len(rejections)} of {census.rows} rows cannot be used (--strict); they are listed in "
             f"{out / REJECTED_FILE}; the first: {rejections[0].sentence()}"
-        )
-    if census.divided:
-        raise RejectedRowError(
-            f"{source.name}: {census.divided} group(s) are in several splits (--strict); the first is divided in row "
-            f"{census.first_divided_row}"
         )
 
 
@@ -228,7 +226,7 @@ def _report(
         rejected=len(rejections),
         reasons=dict(sorted(Counter(rejection.reason for rejection in rejections).items())),
         kept_splits=kept,
-        groups_in_several_splits=census.divided,
+        groups_in_several_splits=len(census.divided),
         unknown_modality=census.unknown_modality,
         secret=secret_file,
     )

@@ -45,6 +45,20 @@ def add_source(
         default=[0.8, 0.1, 0.1],
         help="train, val, test, where the source names no split; groups stay together; default 0.8 0.1 0.1",
     )
+    parser.add_argument("--stratify", action="store_true", help="give every label these shares")
+    parser.add_argument(
+        "--splits-from",
+        metavar="DIR",
+        type=Path,
+        help="an earlier OUT with the same secret: its groups keep their splits",
+    )
+    parser.add_argument(
+        "--overlap",
+        default="refuse",
+        choices=("refuse", "keep", "drop"),
+        help="of a patient or case that the source puts into several splits; drop: it stays in the last of train, val "
+        "and test only; default refuse",
+    )
     parser.add_argument("--templates", metavar="FILE.yaml", type=Path, help="sentences for samples with a label only")
     parser.add_argument(
         "--write",

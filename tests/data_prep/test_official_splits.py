@@ -100,7 +100,7 @@ def test_entries_that_cannot_be_used_are_listed(tmp_path: Path) -> None:
     document["test"] = [["../x.png", 0, "cyst"], ["gone.png", 0, "cyst"], *document["test"], document["test"][0]]
     file.write_text(json.dumps(document))
     out = tmp_path / "out"
-    words = ["--images-root", str(tmp_path), "--group-pattern", r"(\w+)/"]
+    words = ["--images-root", str(tmp_path), "--group-pattern", r"(\w+)/", "--overlap", "keep"]
     assert main(["data", "few-shot", str(file), *words, "--out", str(out)]) == 0
     reasons = [json.loads(line)["reason"] for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert reasons == ["outside images-root", "no group", "duplicate"]

@@ -271,13 +271,21 @@ def test_strict_refuses_an_image_that_vanishes_between_the_look_and_the_writing(
         table_to_shards(manifest, images, tmp_path / "out", TableConfig(), strict=True, on_progress=after_the_look)
 
 
-def test_a_divided_group_is_counted_and_under_strict_refused(tmp_path: Path, images: Path) -> None:
+def test_a_divided_group_is_an_error_unless_one_says_what_becomes_of_it(tmp_path: Path, images: Path) -> None:
     rows = [good_row(i) for i in range(6)]
     rows[3]["split"] = "test"
     manifest = write_csv(tmp_path / "t.csv", rows)
-    assert table_to_shards(manifest, images, tmp_path / "out", TableConfig()).groups_in_several_splits == 1
-    with pytest.raises(RejectedRowError, match=r"1 group\(s\) .* divided in row 4"):
-        table_to_shards(manifest, images, tmp_path / "strict", TableConfig(), strict=True)
+    with pytest.raises(ValueError, match=r"1 group\(s\) .* divided in row 4"):
+        table_to_shards(manifest, images, tmp_path / "out", TableConfig())
+    assert not (tmp_path / "out").exists()
+    kept = table_to_shards(manifest, images, tmp_path / "keep", TableConfig(overlap="keep"))
+    assert (kept.groups_in_several_splits, kept.rejected) == (1, 0)
+    dropped = table_to_shards(manifest, images, tmp_path / "drop", TableConfig(overlap="drop"))
+    assert dropped.groups_in_several_splits == 0
+    assert set(dropped.reasons) == {"group in several splits"}
+    train, test = ({sample.group for sample in samples(tmp_path / "drop", name)} for name in ("train", "test"))
+    assert len(test) >= 1
+    assert not train & test
 
 
 def test_without_a_split_column_no_group_is_divided(tmp_path: Path, images: Path, secret: Path) -> None:
