@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from clip_med.knowledge.hierarchy import plain_name
 from clip_med.knowledge.load import load_base, load_knowledge
 from clip_med.knowledge.schema import Finding
 
@@ -20,10 +21,18 @@ TEMPLATES: Final = ("There are signs of {finding}: {descriptor}.", "There are no
 
 @dataclass(frozen=True, kw_only=True)
 class Described:
-    """A finding with the descriptors by which it is recognised, at least one."""
+    """A finding with the descriptors by which it is recognised, at least one.
+
+    `names`: in plain form, all that a label of this finding can be called; see `is_named`.
+    """
 
     finding: str
     descriptors: tuple[str, ...]
+    names: frozenset[str] = frozenset()
+
+    def is_named(self, label: str) -> bool:
+        """Whether a label means this finding: its name, id, a synonym or a data set's label, in any case of letters."""
+        return plain_name(label) in self.names | {plain_name(self.finding)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +121,8 @@ def prompt_pairs(described: Sequence[Described], templates: tuple[str, str] = TE
 
 def _described(finding: Finding) -> Described:
     attributes = tuple(f"{name}: {phrase}" for name, phrase in finding.attributes.filled().items())
-    return Described(finding=finding.name, descriptors=attributes + finding.descriptions.appearance)
+    names = frozenset(map(plain_name, (*finding.names, finding.id, *finding.labels.values())))
+    return Described(finding=finding.name, descriptors=attributes + finding.descriptions.appearance, names=names)
 
 
 __all__ = ["TEMPLATES", "Described", "PromptPairs", "describe", "prompt_pairs"]

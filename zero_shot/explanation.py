@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -15,29 +15,42 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating, text_features
 from zero_shot.descriptors import TEMPLATES, Described, prompt_pairs
 from zero_shot.grounding import Grounding, box_mask, ground, similarity_map, smooth, to_image
+from zero_shot.intervals import bootstrap_metrics
+from zero_shot.metrics import auroc
 from zero_shot.patches import patch_features
+from zero_shot.result import Result
 from zero_shot.xplainer import FindingScore, descriptor_probabilities, explain, mean_over_views
+
+# In the place of pixels that have been seen.
+_NOTHING: Final = np.zeros((0, 0, 1), dtype=np.uint8)
 
 Boxes = Mapping[str, Sequence[Sequence[int | float]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
-    """An image to explain. Pictures of one `study` are views of it; `boxes`: finding to where it is known to be."""
+    """An image to explain. Pictures of one `study` are views of it; `boxes`: finding to where it is known to be.
+
+    `labels`: what is known to be seen, None if nothing is known; `group`: the patient.
+    """
 
     name: str
     pixels: UInt8[np.ndarray, "H W C"]
     study: str
     boxes: Boxes = field(default_factory=dict)
+    labels: tuple[str, ...] | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """A study: its views by name, and its findings, best first."""
+    """A study: its views by name, and its findings, best first; labels are those of any view."""
 
     study: str
     views: tuple[str, ...]
     findings: tuple[FindingScore, ...]
+    labels: tuple[str, ...] | None
+    group: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -89,27 +102,42 @@ class Explainer:
         # A finding on maps: the prompt ensemble of its present descriptors.
         self._finding = means / np.linalg.norm(means, axis=1, keepdims=True)
 
-    def explain(self, pictures: Sequence[Picture]) -> tuple[Explanation, ...]:
-        """Findings of every study, its views averaged.
+    def explain(
+        self, pictures: Iterable[Picture], *, on_picture: Callable[[Picture], None] | None = None
+    ) -> tuple[Explanation, ...]:
+        """Findings of every study, its views averaged. Pictures are taken one by one, and none is kept.
 
         Raises:
             ValueError: no pictures.
         """
-        if not pictures:
+        rows: list[np.ndarray] = []
+        views: dict[str, list[Picture]] = {}
+        studies: list[str] = []
+        for picture in pictures:
+            rows.append(self._encode(picture))
+            views.setdefault(picture.study, []).append(replace(picture, pixels=_NOTHING))
+            studies.append(picture.study)
+            if on_picture is not None:
+                on_picture(picture)
+        if not rows:
             raise ValueError("there are no images to explain")
-        rows = [self._encode(picture) for picture in pictures]
         probabilities = descriptor_probabilities(
             np.concatenate(rows), self._present, self._absent, temperature=self.temperature
         )
-        mean, studies = mean_over_views(probabilities, [picture.study for picture in pictures])
-        return tuple(
-            Explanation(
-                study=str(study),
-                views=tuple(picture.name for picture in pictures if picture.study == study),
-                findings=explain(row, self.described),
+        mean, _ = mean_over_views(probabilities, studies)
+        found: list[Explanation] = []
+        for (study, seen), row in zip(views.items(), mean, strict=True):
+            known = [picture.labels for picture in seen if picture.labels is not None]
+            found.append(
+                Explanation(
+                    study=study,
+                    views=tuple(picture.name for picture in seen),
+                    findings=explain(row, self.described),
+                    labels=tuple(dict.fromkeys(label for labels in known for label in labels)) if known else None,
+                    group=seen[0].group,
+                )
             )
-            for study, row in zip(studies, mean, strict=True)
-        )
+        return tuple(found)
 
     def maps(self, picture: Picture, *, sigma: float = 1.5) -> Iterator[FindingMap]:
         """The map of every finding over one picture, smoothed by `sigma` places.
@@ -137,4 +165,28 @@ class Explainer:
         return eval_image(picture.pixels, self.encoder.preprocess)[None].to(self.encoder.logit_scale.device)
 
 
-__all__ = ["Explainer", "Explanation", "FindingMap", "Picture"]
+def finding_aurocs(
+    explanations: Sequence[Explanation], described: Sequence[Described], *, seed: int = 0
+) -> tuple[Result, ...]:
+    """AUROC of S+ of every finding over the studies whose labels are known, with intervals over patients.
+
+    A study without the label counts as one without the finding. Findings that none, or all, of the studies have are
+    left out.
+    """
+    known = [one for one in explanations if one.labels is not None]
+    results: list[Result] = []
+    for finding in described:
+        scores = np.array([next(f.present for f in one.findings if f.finding == finding.finding) for one in known])
+        truth = np.array([any(map(finding.is_named, one.labels or ())) for one in known], dtype=bool)
+        if truth.any() and not truth.all():
+            results += bootstrap_metrics(
+                lambda rows, scores=scores, truth=truth: (auroc(scores[rows], truth[rows]),),
+                names=(finding.finding,),
+                n=len(known),
+                groups=[one.group or one.study for one in known],
+                seed=seed,
+            )
+    return tuple(results)
+
+
+__all__ = ["Explainer", "Explanation", "FindingMap", "Picture", "finding_aurocs"]

@@ -9,7 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from clip_med.data.shards import ShardSet
     from zero_shot.explanation import Explainer, Explanation, Picture
+    from zero_shot.result import Result
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +30,9 @@ def add_parser(commands: Any) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", metavar="FILE", type=Path, nargs="+", help="image files")
     source.add_argument("--data", metavar="SHARDS", help="folder, pattern or URL of a shard set")
-    parser.add_argument("--limit", metavar="N", type=int, default=8, help="with --data: the first N (%(default)s)")
+    parser.add_argument(
+        "--limit", metavar="N", type=int, default=8, help="with --data: so many, spread over the set (%(default)s)"
+    )
     parser.add_argument("--views", action="store_true", help="average the images of a study; --image: all are one")
     parser.add_argument(
         "--finding", metavar="NAME", nargs="+", default=[], help="ids, names or synonyms (default: all that are known)"
@@ -49,65 +55,96 @@ def add_parser(commands: Any) -> None:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
+    from clip_med.commands.progress import ItemDisplay
     from clip_med.distributed import process_group
     from clip_med.models.folder import load_folder, resolve_folder
     from zero_shot.descriptors import TEMPLATES, describe
-    from zero_shot.explanation import Explainer
+    from zero_shot.explanation import Explainer, finding_aurocs
 
     out = arguments.out
     if out is not None and out.exists():
         raise ValueError(f"{out}: exists; explanations are written to a new folder")
     described = describe(arguments.finding, knowledge=arguments.knowledge, modality=arguments.modality)
     templates = TEMPLATES if arguments.template is None else tuple(arguments.template)
-    pictures = _pictures(arguments)
+    count, pictures = _pictures(arguments)
     folder = resolve_folder(arguments.model)
-    with process_group(arguments.device) as chosen:
+    maps: list[dict[str, Any]] = []
+    with process_group(arguments.device) as chosen, ItemDisplay() as display:
         explainer = Explainer(load_folder(folder).to(chosen), described, templates=templates)
-        explanations = explainer.explain(pictures)
-        maps = _maps(explainer, pictures, out) if out is not None or arguments.boxes is not None else []
+        done = 0
+
+        def on_picture(picture: Picture) -> None:
+            nonlocal done
+            if out is not None or arguments.boxes is not None:
+                maps.extend(_maps(explainer, picture, out))
+            done += 1
+            display.on_item("images", done, count)
+
+        explanations = explainer.explain(pictures, on_picture=on_picture)
+    aurocs = finding_aurocs(explanations, described)
     document = {
         "model": str(folder),
         "templates": list(templates),
         "studies": [one.to_dict() for one in explanations],
+        "auroc": [result.to_dict() for result in aurocs],
         "maps": maps,
     }
     if out is not None:
         from clip_med.data.shard_index import write_atomically
 
-        out.mkdir(parents=True, exist_ok=True)
         write_atomically(out / "explanation.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else _table(explanations, maps))
+    print(json.dumps(document, ensure_ascii=False) if arguments.json else _table(explanations, aurocs, maps))
     return 0
 
 
-def _pictures(arguments: argparse.Namespace) -> list[Picture]:
-    from clip_med.data.images import decode_image
-    from zero_shot.explanation import Picture
-
+def _pictures(arguments: argparse.Namespace) -> tuple[int, Iterator[Picture]]:
+    """How many there are, and the pictures; names and boxes are checked before the first is read."""
     boxes = _read_boxes(arguments.boxes)
-    found: list[Picture] = []
     if arguments.image is not None:
-        for path in arguments.image:
-            pixels = decode_image(path.read_bytes(), source=str(path))
-            study = "all images" if arguments.views else path.name
-            found.append(Picture(name=path.name, pixels=pixels, study=study, boxes=boxes.get(path.name, {})))
+        names = [path.name for path in arguments.image]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two images are called {twice[0]}: their maps could not be told apart")
+        found = _files(arguments.image, arguments.views, boxes)
     else:
         from clip_med.data.shards import ShardSet
 
         if arguments.limit < 1:
             raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
         shards = ShardSet.open(arguments.data)
-        for index in range(min(arguments.limit, len(shards))):
-            sample = shards.read(index)
-            pixels = decode_image(sample.image, source=sample.key)
-            study = (sample.study or sample.group) if arguments.views else sample.key
-            found.append(Picture(name=sample.key, pixels=pixels, study=study, boxes=boxes.get(sample.key, {})))
-    names = [picture.name for picture in found]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"two images are called {twice[0]}: their maps could not be told apart")
+        count = min(arguments.limit, len(shards))
+        # Spread over the set: its first samples are often of one source.
+        indices = [number * len(shards) // count for number in range(count)]
+        names = [shards.metadata(index).key for index in indices]
+        found = _samples(shards, indices, arguments.views, boxes)
     if unknown := [name for name in boxes if name not in names]:
         raise ValueError(f"{arguments.boxes}: {unknown[0]!r} is not among the images {', '.join(names[:5])}")
-    return found
+    return len(names), found
+
+
+def _files(paths: list[Path], views: bool, boxes: dict[str, Any]) -> Iterator[Picture]:
+    from clip_med.data.images import decode_image
+    from zero_shot.explanation import Picture
+
+    for path in paths:
+        pixels = decode_image(path.read_bytes(), source=str(path))
+        study = "all images" if views else path.name
+        yield Picture(name=path.name, pixels=pixels, study=study, boxes=boxes.get(path.name, {}))
+
+
+def _samples(shards: ShardSet, indices: list[int], views: bool, boxes: dict[str, Any]) -> Iterator[Picture]:
+    from clip_med.data.images import decode_image
+    from zero_shot.explanation import Picture
+
+    for index in indices:
+        sample = shards.read(index)
+        yield Picture(
+            name=sample.key,
+            pixels=decode_image(sample.image, source=sample.key),
+            study=(sample.study or sample.group) if views else sample.key,
+            boxes=boxes.get(sample.key, {}),
+            labels=sample.labels or None,
+            group=sample.group,
+        )
 
 
 def _read_boxes(path: Path | None) -> dict[str, Any]:
@@ -124,29 +161,25 @@ def _read_boxes(path: Path | None) -> dict[str, Any]:
     return structure(kind, values, YamlSource(path=path, values=values), ())
 
 
-def _maps(explainer: Explainer, pictures: list[Picture], out: Path | None) -> list[dict[str, Any]]:
-    from clip_med.commands.progress import ItemDisplay
+def _maps(explainer: Explainer, picture: Picture, out: Path | None) -> list[dict[str, Any]]:
     from zero_shot.overlay import overlay_png
 
     rows: list[dict[str, Any]] = []
-    with ItemDisplay() as display:
-        for number, picture in enumerate(pictures, start=1):
-            for place, found in enumerate(explainer.maps(picture), start=1):
-                row = found.metrics()
-                if out is not None:
-                    out.mkdir(parents=True, exist_ok=True)
-                    slug = re.sub(r"[^a-z0-9]+", "_", found.finding.lower())
-                    row["overlay"] = f"{picture.name}.{place}.{slug}.png"
-                    shown = picture.boxes.get(found.finding, ())
-                    (out / row["overlay"]).write_bytes(overlay_png(picture.pixels, found.values, boxes=shown))
-                rows.append(row)
-            display.on_item("maps", number, len(pictures))
+    for place, found in enumerate(explainer.maps(picture), start=1):
+        row = found.metrics()
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            slug = re.sub(r"[^a-z0-9]+", "_", found.finding.lower())
+            row["overlay"] = f"{picture.name}.{place}.{slug}.png"
+            shown = picture.boxes.get(found.finding, ())
+            (out / row["overlay"]).write_bytes(overlay_png(picture.pixels, found.values, boxes=shown))
+        rows.append(row)
     return rows
 
 
-def _table(explanations: tuple[Explanation, ...], maps: list[dict[str, Any]]) -> str:
-    """Findings of each study with their weightiest descriptors, then how maps meet boxes."""
-    from zero_shot.table import aligned
+def _table(explanations: tuple[Explanation, ...], aurocs: tuple[Result, ...], maps: list[dict[str, Any]]) -> str:
+    """Findings of each study with their weightiest descriptors, how they agree with labels, how maps meet boxes."""
+    from zero_shot.table import aligned, cell
 
     lines = [["study", "finding", "S+", "S-", "seen", "weightiest descriptor", "p"]]
     for one in explanations:
@@ -156,6 +189,9 @@ def _table(explanations: tuple[Explanation, ...], maps: list[dict[str, Any]]) ->
             cells += ["yes" if finding.decision else "no", first.descriptor[:60], f"{first.probability:.3f}"]
             lines.append(cells)
     text = aligned(lines)
+    if aurocs:
+        lines = [["finding", "AUROC of S+", "studies"], *([r.name, cell(r), f"{r.n:,}"] for r in aurocs)]
+        text += ["", *aligned(lines)]
     if judged := [row for row in maps if "hit" in row]:
         names = ("cnr", "absolute_cnr", "hit", "iou")
         cells = [[r["picture"], r["finding"], *(_number(r[name]) for name in names)] for r in judged]

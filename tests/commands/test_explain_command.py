@@ -13,6 +13,7 @@ from PIL import Image
 
 from clip_med.cli import main
 from clip_med.models.folder import build_model, save_folder
+from tests.labelled_shards import write_labelled
 from tests.tiny_run import TINY, write_shards
 
 
@@ -23,6 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     save_folder(build_model(TINY), folder / "model")
     write_shards(folder / "shards", samples=3)
+    write_labelled(folder / "labelled")
     rng = np.random.default_rng(0)
     for name in ("left.png", "right.png"):
         Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(folder / name)
@@ -80,6 +82,23 @@ def test_shards_and_the_shipped_knowledge(folder: Path, capsys: pytest.CaptureFi
     document = json.loads(capsys.readouterr().out)
     assert document["templates"] == ["{descriptor}", "no {descriptor}"]
     assert len(document["studies"][0]["findings"][0]["descriptors"]) >= 3
+
+
+def test_findings_are_judged_by_the_labels_of_samples(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--data", str(folder / "labelled"), "--limit", "24"]
+    assert explain(folder, *words, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [(r["name"], r["n"]) for r in document["auroc"]] == [("cyst", 24), ("mass", 24)]
+    score = {
+        one["study"]: next(f["present"] for f in one["findings"] if f["finding"] == "mass")
+        for one in document["studies"]
+    }
+    own, others = ([s for k, s in score.items() if (12 <= int(k[1:]) < 20) == side] for side in (True, False))
+    wins = [(a > b) + 0.5 * (a == b) for a in own for b in others]
+    assert document["auroc"][1]["value"] == pytest.approx(np.mean(wins))
+    # Patients have two images each.
+    assert explain(folder, *words, "--views", "--finding", "mass") == 0
+    assert "mass     " in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_refusals(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
