@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from clip_med import __version__
 from clip_med.commands import (
+    concepts,
     config,
     data,
     demo,
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         evaluate,
         robustness,
         explain,
+        concepts,
         export,
         merge,
         merge_compare,

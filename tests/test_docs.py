@@ -48,7 +48,7 @@ def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: P
 
 
 def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
-    for name, count in (("explanation.md", 2), ("robustness.md", 2)):
+    for name, count in (("explanation.md", 3), ("robustness.md", 2)):
         commands = re.findall(r"^clip-med (.*)$", (DOCS / name).read_text(), re.MULTILINE)
         assert len(commands) == count
         for command in commands:
