@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of corruptions, halves and intervals (%(default)s)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON here as well")
+    parser.add_argument("--plots", metavar="DIR", type=Path, help="write reliability and corruption curves as PNG here")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(call=_robustness)
@@ -75,6 +77,8 @@ def _robustness(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.model / "eval" / f"{arguments.config.stem}.robustness.json", text)
     if arguments.out is not None:
         write_atomically(arguments.out, text)
+    if arguments.plots is not None:
+        _plots(found, arguments.plots)
     print(json.dumps(document, ensure_ascii=False) if arguments.json else _tables(found, regions))
     return 0
 
@@ -115,6 +119,17 @@ def _regions(encoder: Any, evaluation: Any, arguments: argparse.Namespace, displ
         )
         display.on_item("regions", number, len(tasks))
     return rows
+
+
+def _plots(found: tuple[TaskRobustness, ...], directory: Path) -> None:
+    from zero_shot.robustness_plots import corruption_png, reliability_png
+
+    directory.mkdir(parents=True, exist_ok=True)
+    for number, task in enumerate(found, start=1):
+        name = f"{number}.{re.sub(r'[^A-Za-z0-9]+', '_', task.name)}"
+        (directory / f"{name}.reliability.png").write_bytes(reliability_png(task))
+        if task.corrupted:
+            (directory / f"{name}.corruptions.png").write_bytes(corruption_png(task))
 
 
 def _tables(found: tuple[TaskRobustness, ...], regions: list[dict[str, Any]]) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from clip_med.cli import main
 from clip_med.models.folder import build_model, save_folder
@@ -44,7 +45,13 @@ def test_tables_and_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [task["name"] for task in document["tasks"]] == ["odd", "even"]
     assert len(document["tasks"][0]["corrupted"]) == 14
     assert [row["images"] for row in document["regions"]] == [12, 12]
-    assert main(command) == 0
+    assert main([*command, "--plots", str(tmp_path / "plots")]) == 0
+    pictures = sorted((tmp_path / "plots").iterdir())
+    names = [f"{task}.{kind}.png" for task in ("1.odd", "2.even") for kind in ("corruptions", "reliability")]
+    assert [path.name for path in pictures] == names
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert picture.size[0] >= 500
     text = capsys.readouterr().out
     clean = document["tasks"][0]["clean"]
     assert f"odd: 12 images, top-1 {clean['value']:.3f} [{clean['low']:.3f}, {clean['high']:.3f}]" in text
