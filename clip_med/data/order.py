@@ -23,7 +23,7 @@ from numpy.random import Philox
 
 T = TypeVar("T")
 
-StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption"]
+StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption", "view"]
 
 # Streams of one (seed, epoch): no two purposes ever share random words.
 _STREAMS: Final[dict[StreamName, int]] = {
@@ -34,6 +34,7 @@ _STREAMS: Final[dict[StreamName, int]] = {
     "mixture": 4,
     "deal": 5,
     "caption": 6,
+    "view": 7,
 }
 
 MAX_SEED: Final = 2**64 - 1

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,8 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from clip_med.models.dual_encoder import DualEncoder
-
-log = logging.getLogger(__name__)
+from clip_med.models.feature_file import load_features, save_features
 
 # Texts tokenised at a time to learn their lengths: 8 MB of ids at 256 positions.
 _MEASURED_TOGETHER: Final = 4096
@@ -63,10 +60,10 @@ class FrozenTextCache:
             return cls(_encode(encoder, distinct, batch_size, on_progress), rows)
         digest = _digest(encoder, tokens_digest, batch_size)
         file = directory / f"text_features-{digest[:24]}.safetensors"
-        features = _load(file, digest, len(distinct))
+        features = load_features(file, digest)
         if features is None:
             features = _encode(encoder, distinct, batch_size, on_progress)
-            _save(file, digest, features)
+            save_features(file, digest, features)
         return cls(features, rows)
 
     def __len__(self) -> int:
@@ -143,46 +140,6 @@ def _digest(encoder: DualEncoder, tokens_digest: bytes, batch_size: int) -> str:
 
 
 _PLACES: Final = ("hf_model_name", "hf_tokenizer_name", "hf_model_pretrained", "_name_or_path", "transformers_version")
-
-
-def _save(file: Path, digest: str, features: Float[Tensor, "N W"]) -> None:
-    """Write under a temporary name, flush, rename: a reader sees the whole file or none."""
-    from safetensors.torch import save
-
-    file.parent.mkdir(parents=True, exist_ok=True)
-    content = save({"features": features}, metadata={"digest": digest, "content": _content_digest(features)})
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
-
-
-def _load(file: Path, digest: str, count: int) -> Float[Tensor, "N W"] | None:
-    """The features of a file, or None where there is none or it is damaged."""
-    from safetensors import SafetensorError, safe_open
-
-    if not file.is_file():
-        return None
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            # A copy: the file stays mapped otherwise, and changes with it.
-            features: Tensor = opened.get_tensor("features").clone()
-    except (SafetensorError, OSError) as error:
-        log.warning("%s: damaged (%s); the text features are computed again", file, error)
-        return None
-    # safetensors notices a cut file and no flipped bit.
-    if metadata.get("digest") != digest or metadata.get("content") != _content_digest(features):
-        log.warning("%s: damaged (digests differ); the text features are computed again", file)
-        return None
-    assert len(features) == count, "the digest covers the texts"
-    return features
-
-
-def _content_digest(features: Tensor) -> str:
-    return hashlib.blake2b(features.numpy().tobytes(), digest_size=32).hexdigest()
 
 
 __all__ = ["FrozenTextCache"]
