@@ -128,6 +128,7 @@ def compare_merges(
     evaluation: EvalConfig,
     options: MergeConfig,
     *,
+    greedy: Sequence[float] | None = None,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> tuple[MergeOutcome, ...]:
     """Every way of merging on every classification task, as it is and under every corruption.
@@ -138,6 +139,7 @@ def compare_merges(
 
     Args:
         family: of `count` models: pretrained, fine-tuned, and further fine-tuned ones for the soup.
+        greedy: weights of all models that `greedy_soup` chose on other images, shown as "greedy soup".
 
     Raises:
         ValueError: no classification task, fewer than two models, or as `labelled`.
@@ -153,14 +155,19 @@ def compare_merges(
         for place, condition in enumerate(conditions):
             images = _views(family.encoder, part, condition, options.seed)
             name = "as it is" if condition is None else f"{condition[0]} {condition[1]}"
-            found += _methods(classifiers, part, images, name, options)
+            found += _methods(classifiers, part, images, name, options, greedy)
             if on_progress is not None:
                 on_progress("merging", number * len(conditions) + place + 1, len(parts) * len(conditions))
     return tuple(found)
 
 
 def _methods(
-    classifiers: Classifiers, part: Labelled, images: UInt8[Tensor, "N 3 S S"], condition: str, options: MergeConfig
+    classifiers: Classifiers,
+    part: Labelled,
+    images: UInt8[Tensor, "N 3 S S"],
+    condition: str,
+    options: MergeConfig,
+    greedy: Sequence[float] | None,
 ) -> list[MergeOutcome]:
     pretrained, tuned = (classifiers.between(alpha, images) for alpha in (0.0, 1.0))
     shares = [softmax(logits) for logits in (pretrained, tuned)]
@@ -192,6 +199,8 @@ def _methods(
     if classifiers.count > 2:
         others = classifiers.count - 1
         add("uniform soup", classifiers.logits((0.0, *(1 / others,) * others), images), 1, 1.0)
+    if greedy is not None:
+        add("greedy soup", classifiers.logits(greedy, images), 1, 1 - greedy[0])
     for settings in options.t3:
         alphas = fine_tuned_weight(divergences, settings)
         before = classifiers.merges

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from clip_med.models.interpolate import ModelFamily
     from zero_shot.merge_methods import MergeOutcome
 
 
@@ -25,6 +28,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("first", metavar="A", type=Path, help="the pretrained model: a run or a model folder")
     parser.add_argument("second", metavar="B", type=Path, help="the fine-tuned model")
     parser.add_argument("--soup", metavar="MODEL", type=Path, nargs="+", default=[], help="more fine-tuned models")
+    parser.add_argument(
+        "--greedy-on",
+        metavar="CONFIG",
+        type=Path,
+        help="validation tasks by which a greedy soup of all is chosen",
+    )
     parser.add_argument("--eval", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--alpha", metavar="ALPHA", type=float, nargs="+", default=[0.5], help="WiSE-FT (default: 0.5)")
     parser.add_argument("--batch", metavar="N", type=int, default=32, help="images of batch-wise T3 (%(default)s)")
@@ -80,15 +89,36 @@ def _compare(arguments: argparse.Namespace) -> int:
     family = ModelFamily(models)
     with process_group(arguments.device) as chosen, ItemDisplay() as display:
         family.encoder.to(chosen)
-        found = compare_merges(family, len(models), evaluation, options, on_progress=display.on_item)
+        greedy = None if arguments.greedy_on is None else _greedy(family, len(models), arguments.greedy_on)
+        found = compare_merges(family, len(models), evaluation, options, greedy=greedy, on_progress=display.on_item)
     means = _means(found, arguments.base, arguments.novel)
     if arguments.json:
         outcomes = [one.to_dict() for one in found]
-        document = {"models": [str(model) for model in models], "outcomes": outcomes, "means": means}
+        document: dict[str, Any] = {"models": [str(model) for model in models], "greedy_soup": greedy}
+        document |= {"outcomes": outcomes, "means": means}
         print(json.dumps(document, ensure_ascii=False))
     else:
         print(_tables(found, means))
     return 0
+
+
+def _greedy(family: ModelFamily, count: int, config: Path) -> tuple[float, ...]:
+    """Weights of a greedy soup by the mean top-1 of an evaluation, which must not be on test data."""
+    from clip_med.config import load_config
+    from zero_shot.config import EvalConfig
+    from zero_shot.merging import greedy_soup
+    from zero_shot.suite import evaluate
+
+    validation = load_config(EvalConfig, config)
+    if not any(task.kind == "classification" for task in validation.tasks):
+        raise ValueError(f"{config}: a greedy soup is chosen by classification tasks, and there is none")
+
+    def score(weights: Sequence[float]) -> float:
+        mean = evaluate(family.mix(weights), validation).mean_top1
+        assert mean is not None
+        return mean.value
+
+    return greedy_soup(count, score)
 
 
 def _means(found: tuple[MergeOutcome, ...], base: list[str], novel: list[str]) -> list[dict[str, Any]]:
