@@ -33,11 +33,30 @@ def tower_widths(encoder: DualEncoder, depth: int) -> tuple[int, int]:
         ValueError: a tower that takes no prompts, naming it (image: ResNet, EfficientNet; text: other than open_clip's
             and BERT, or with packed texts), or one with fewer than `depth` blocks.
     """
-    (image_width, image_blocks), (text_width, text_blocks) = _image_size(encoder.clip.visual), _text_size(encoder)
+    (image_width, image_blocks), (text_width, text_blocks) = _image_size(encoder.clip.visual), text_size(encoder)
     blocks = min(image_blocks, text_blocks)
     if depth > blocks:
         raise ValueError(f"depth must be at most {blocks} (the layers of this model), got {depth}")
     return image_width, text_width
+
+
+def text_size(encoder: DualEncoder) -> tuple[int, int]:
+    """Width and number of blocks of the text tower.
+
+    Raises:
+        ValueError: a tower whose tokens cannot be replaced, naming it: other than open_clip's and BERT, or packed.
+    """
+    tower, module = encoder.text_tower, encoder.text_tower.module
+    if tower.packs:
+        raise ValueError("learned prompts: the text tower computes packed texts (pack_text); load the model without it")
+    if not tower.is_hf:
+        return module.token_embedding.embedding_dim, len(module.transformer.resblocks)
+    if module.config.model_type != "bert" or module.config.is_decoder:
+        raise ValueError(
+            f"learned prompts: text towers of type {module.config.model_type!r} are not supported; "
+            "those of open_clip and 'bert' are"
+        )
+    return module.config.hidden_size, len(module.transformer.encoder.layer)
 
 
 def word_embeddings(encoder: DualEncoder, tokens: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape W"]:
@@ -143,20 +162,6 @@ def _image_size(visual: Any) -> tuple[int, int]:
     )
 
 
-def _text_size(encoder: DualEncoder) -> tuple[int, int]:
-    tower, module = encoder.text_tower, encoder.text_tower.module
-    if tower.packs:
-        raise ValueError("deep prompts: the text tower computes packed texts (pack_text); load the model without it")
-    if not tower.is_hf:
-        return module.token_embedding.embedding_dim, len(module.transformer.resblocks)
-    if module.config.model_type != "bert" or module.config.is_decoder:
-        raise ValueError(
-            f"deep prompts: text towers of type {module.config.model_type!r} are not supported; "
-            "those of open_clip and 'bert' are"
-        )
-    return module.config.hidden_size, len(module.transformer.encoder.layer)
-
-
 def _is_open_clip(visual: Any) -> bool:
     from open_clip.transformer import VisionTransformer
 
@@ -169,4 +174,4 @@ def _is_timm(visual: Any) -> bool:
     return type(getattr(visual, "trunk", None)) is VisionTransformer
 
 
-__all__ = ["INIT_STD", "encode_image", "encode_text", "first_prompts", "tower_widths", "word_embeddings"]
+__all__ = ["INIT_STD", "encode_image", "encode_text", "first_prompts", "text_size", "tower_widths", "word_embeddings"]

@@ -64,6 +64,7 @@ def test_it_learns_and_leaves_the_encoder_as_it_was(
     encoder = encoder_of(kind, tmp_path)
     encoder.train()
     shots = support(encoder)
+    assert shots.images is not None
     encoder.train()
     before = copy.deepcopy(encoder)
     method = make(encoder)
