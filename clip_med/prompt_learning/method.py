@@ -71,6 +71,9 @@ class Method(nn.Module, ABC):
     def prepare(self, support: Support) -> None:
         """See the labelled images once before the first step: caches, closed forms, weights of constraints."""
 
+    def select(self, validation: Support) -> None:
+        """Choose what no gradient learns (weights of a cache, a penalty) on validation images, after the fit."""
+
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Called after each epoch, counted from 0."""
 
