@@ -68,6 +68,13 @@ class PretrainConfig:
             raise ValueError("train.cache_text holds single captions; loader.captions.count must be 1")
         if self.lora is not None:
             _check_lora(self.lora, self.train)
+        elif self.train.lock_image == self.train.lock_text == "all" and not (
+            self.train.unlock_image or self.train.unlock_text
+        ):
+            raise ValueError(
+                "train.lock_image: all with train.lock_text: all leaves only the logit scale to train; "
+                "use trunk for one, or lora"
+            )
 
     def data_sources(self) -> tuple[SourceConfig, ...]:
         """`sources`, or `shards` as the only one, named "data"."""

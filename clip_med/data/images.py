@@ -174,8 +174,7 @@ def _decode_jpeg(
     _check_pixels(width, height, max_pixels, source)
     if colorspace not in ("Gray", "YCbCr", "RGB"):
         return None  # CMYK and YCCK
-    # A memory search: 5 µs, against 100 µs for parsing all headers.
-    orientation = _jpeg_orientation(data, source) if b"Exif\0\0" in data else 1
+    orientation = _jpeg_orientation(data, source) if _may_have_exif(data) else 1
     factor = divisor(height, width) if divisor is not None and orientation not in _TURNED else 1
     try:
         image = simplejpeg.decode_jpeg(
@@ -191,6 +190,21 @@ def _decode_jpeg(
             return None
         raise ImageError(f"{_named(source)}: damaged JPEG of {width} x {height} pixels: {error}") from error
     return _upright(image, orientation)
+
+
+def _may_have_exif(data: bytes) -> bool:
+    """Whether an Exif block stands before the first scan; where the headers are odd, whether one stands anywhere.
+
+    From header to header: 2 µs, against 50 for a search through 100 kB and 100 for Pillow's parsing.
+    """
+    at = 2
+    while len(data) >= at + 10 and data[at] == 0xFF and 0xC0 <= data[at + 1] <= 0xFE:
+        if data[at + 1] == 0xDA:  # start of scan
+            return False
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return True
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return b"Exif\0\0" in data
 
 
 def _jpeg_orientation(data: bytes, source: str) -> int:

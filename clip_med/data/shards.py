@@ -26,6 +26,8 @@ from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, ind
 MAX_OPEN_SHARDS: Final = 128
 # Of shards of 1,000 samples: 1 MB each.
 MAX_INDEXES: Final = 256
+# Between members of one sample lie padding and a header of 512 bytes, three with long names (pax).
+_GAP: Final = 4096
 Progress = Callable[[int, int], None]
 
 
@@ -57,7 +59,8 @@ class ShardSet:
             raise ShardError("a shard set needs at least one shard")
         self._store = store or ShardStore(RemoteConfig())
         self.shards = tuple(shards)
-        self._remote = any("://" in shard.location for shard in shards)
+        self._names = tuple(redacted(shard.location) for shard in shards)
+        self._at_url = tuple("://" in shard.location for shard in shards)
         self.sizes = tuple(shard.samples for shard in shards)
         self.digest = set_digest(shards)
         self._ends = list(accumulate(self.sizes))
@@ -130,17 +133,19 @@ class ShardSet:
 
     def tar_of(self, shard: int) -> str:
         """Shard number `shard`, as it may be shown."""
-        return redacted(self.shards[shard].location)
+        return self._names[shard]
 
     def is_remote(self, shard: int) -> bool:
         """Whether shard number `shard` lies at a URL."""
-        return "://" in self.shards[shard].location
+        return self._at_url[shard]
 
     @property
     def prefetched(self) -> int:
         """Samples by which downloads should run ahead of use; 0 where nothing is downloaded."""
         settings = self._store.settings
-        return settings.prefetch * len(self) // len(self.shards) if self._remote and settings.mode == "fetch" else 0
+        return (
+            settings.prefetch * len(self) // len(self.shards) if any(self._at_url) and settings.mode == "fetch" else 0
+        )
 
     def prefetch(self, indices: Int64[np.ndarray, " count"]) -> None:
         """Begin to download the shards of samples that will be read soon, in this order."""
@@ -228,28 +233,41 @@ class ShardSet:
 
     def _read(self, index: int, *, image: bool) -> Sample:
         shard, entry = self._entry(index)
-        members: dict[str, bytes] = {}
-        for member in entry.members:
-            if member.suffix in IMAGE_SUFFIXES and not image:
-                members[member.suffix] = b""
-            elif member.suffix in IMAGE_SUFFIXES or member.suffix in TEXT_SUFFIXES:
-                members[member.suffix] = self._bytes(shard, member, entry.key)
-        return sample_from_members(entry.key, members, self.tar_of(shard))
+        wanted = [m for m in entry.members if m.suffix in TEXT_SUFFIXES or (image and m.suffix in IMAGE_SUFFIXES)]
+        members = {m.suffix: b"" for m in entry.members if not image and m.suffix in IMAGE_SUFFIXES}
+        members |= zip((member.suffix for member in wanted), self._bytes(shard, wanted, entry.key), strict=True)
+        return sample_from_members(entry.key, members, self._names[shard])
 
-    def _bytes(self, shard: int, member: Member, key: str) -> bytes:
-        data = self._pread(shard, member)
-        if self.is_remote(shard) and zlib.crc32(data) != member.crc32:
+    def _bytes(self, shard: int, members: Sequence[Member], key: str) -> list[bytes]:
+        found = self._fetch(shard, members)
+        damaged = _damaged(members, found)
+        if damaged is not None and self.is_remote(shard):
             # Damaged in the cache, or on its way: once more from where it came.
             self._forget(shard)
-            data = self._pread(shard, member)
-        if len(data) != member.size or zlib.crc32(data) != member.crc32:
-            raise ShardError(f"{self.tar_of(shard)}: {key}.{member.suffix}: damaged (CRC-32 differs from the index)")
-        return data
+            found = self._fetch(shard, members)
+            damaged = _damaged(members, found)
+        if damaged is not None:
+            raise ShardError(f"{self.tar_of(shard)}: {key}.{damaged.suffix}: damaged (CRC-32 differs from the index)")
+        return found
 
-    def _pread(self, shard: int, member: Member) -> bytes:
+    def _fetch(self, shard: int, members: Sequence[Member]) -> list[bytes]:
+        """The bytes of members in file order; neighbours, between which only headers lie, in one read."""
+        found: list[bytes] = []
+        first = 0
+        for last, member in enumerate(members):
+            end = member.offset + member.size
+            if last + 1 < len(members) and 0 <= members[last + 1].offset - end <= _GAP:
+                continue
+            start = members[first].offset
+            data = self._pread(shard, start, end - start)
+            found += [data[m.offset - start : m.offset - start + m.size] for m in members[first : last + 1]]
+            first = last + 1
+        return found
+
+    def _pread(self, shard: int, offset: int, size: int) -> bytes:
         if self.is_remote(shard) and self._store.settings.mode == "range":
-            return self._store.read_range(self.shards[shard].location, member.offset, member.size)
-        return os.pread(self._descriptor(shard), member.size, member.offset)
+            return self._store.read_range(self.shards[shard].location, offset, size)
+        return os.pread(self._descriptor(shard), size, offset)
 
     def _forget(self, shard: int) -> None:
         if shard in self._open:
@@ -276,6 +294,14 @@ class ShardSet:
         if getattr(self, "_owner", None) == os.getpid():
             for descriptor in self._open.values():
                 os.close(descriptor)
+
+
+def _damaged(members: Sequence[Member], found: Sequence[bytes]) -> Member | None:
+    """The first whose bytes are not those of the index."""
+    for member, data in zip(members, found, strict=True):
+        if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            return member
+    return None
 
 
 def is_pattern(location: str) -> bool:

@@ -57,6 +57,11 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, config: LoRAConfig, *, adapted: tuple[int, ...] = (0,), blocks: int = 1) -> None:
         super().__init__()
         out, inputs = weight.shape[0] // blocks, weight.shape[1]
+        if config.rank > min(out, inputs):
+            raise ValueError(
+                f"lora.rank {config.rank} is more than the rank that a weight of {out} x {inputs} can have; "
+                f"at most {min(out, inputs)}"
+            )
         self.adapted = adapted
         self.blocks = blocks
         self.scale = config.alpha / config.rank

@@ -106,14 +106,23 @@ def write_checkpoint(
 
 
 def _together(work: Callable[[], T], group: dist.ProcessGroup | None) -> list[T]:
-    """Do it on all ranks; returns what each got, or raises on all ranks what any could not do."""
-    outcome: Any
+    """Do it on all ranks; returns what each got, or raises on all ranks what any could not do.
+
+    An error that is no fault of disk or memory is raised as it is on its own rank; the others hear of it at once
+    instead of waiting for their time-out.
+    """
+    outcome: Any = None
     fault: str | None = None
+    unforeseen: Exception | None = None
     try:
         outcome = work()
     except (OSError, SafetensorError, MemoryError) as error:
-        outcome, fault = None, f"rank {rank()}: {str(error) or repr(error)}"
+        fault = f"rank {rank()}: {str(error) or repr(error)}"
+    except Exception as error:  # noqa: BLE001 - raised again below
+        unforeseen, fault = error, f"rank {rank()}: {error!r}"
     outcomes = gather_objects((outcome, fault), group)
+    if unforeseen is not None:
+        raise unforeseen
     faults = [fault for _, fault in outcomes if fault is not None]
     if faults:
         raise SaveError("; ".join(faults))

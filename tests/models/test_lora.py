@@ -314,6 +314,13 @@ def test_adapters_of_images_work_beside_cached_frozen_text(tmp_path: Path) -> No
     assert all(saved[name].abs().max() > 0 for name in adapters)
 
 
+def test_more_than_a_weight_can_hold_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"lora.rank 5 is more than the rank that a weight of 8 x 4 can have; at most 4"
+    ):
+        LowRank(torch.zeros(24, 4), LoRAConfig(rank=5), blocks=3)
+
+
 def test_settings_that_contradict_adapters_are_refused(tmp_path: Path) -> None:
     for train, message in (
         ({"lock_image": "none"}, r"lora.image: true needs train.lock_image: trunk .* got none and 0"),

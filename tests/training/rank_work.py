@@ -104,6 +104,17 @@ def run_stopped(shards: str, run_folder: str, train: dict[str, Any], victim: int
     return run(shards, run_folder, train)
 
 
+def run_broken(shards: str, run_folder: str, train: dict[str, Any]) -> int:
+    """Train, and let rank 1 meet an error that is no fault of a disk in its first save."""
+    if int(os.environ["RANK"]) == 1:
+
+        def write(self: Part, directory: Path) -> None:
+            raise RuntimeError(f"no such thing as {directory.name}")
+
+        Part.write = write  # type: ignore[assignment] # in this process only
+    return run(shards, run_folder, train)
+
+
 def _tensors(sharded: bool) -> dict[str, torch.Tensor]:
     """Matrices that do and do not divide by the ranks, fewer rows than ranks, a replicated one, scalars, bfloat16."""
     generator = torch.Generator().manual_seed(0)

@@ -69,6 +69,16 @@ def test_a_step_that_hangs_ends_the_process(ranks: RankServer, shards: Path, tmp
     assert "watchdog: step 3 has not ended" in (tmp_path / "run/stacks-rank0.txt").read_text()
 
 
+def test_an_unforeseen_error_in_a_save_ends_all_ranks_at_once(ranks: RankServer, shards: Path, tmp_path: Path) -> None:
+    """The time-out of half an hour would be the test's own end."""
+    train = {"max_failed_saves": 1}
+    ended = ranks.run(2, "run_broken", str(shards), str(tmp_path / "run"), train)
+    assert "RuntimeError: no such thing as state" in ended[1].output
+    assert "rank 1: RuntimeError('no such thing as state')" in ended[0].output
+    assert not (tmp_path / "run/latest.json").exists()
+    assert all(each.code not in (0, None) for each in ended)
+
+
 @pytest.mark.parametrize("parallel", [None, "fsdp"], ids=["ddp", "fsdp"])
 def test_one_two_four_and_one_process_go_on_from_each_other(
     ranks: RankServer, shards: Path, tmp_path: Path, parallel: str | None

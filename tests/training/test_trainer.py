@@ -307,9 +307,12 @@ def test_tensorboard_events_are_written_when_asked(shards: Path, tmp_path: Path)
         ({"samples": None}, "samples or epochs"),
         ({"epochs": 1.0}, "samples or epochs"),
         ({"cache_text": True}, "lock_text"),
+        ({"lock_image": "all", "lock_text": "all"}, "leaves only the logit scale to train"),
     ],
 )
-def test_lengths_that_make_no_sense_are_refused(shards: Path, tmp_path: Path, train: dict[str, Any], said: str) -> None:
+def test_lengths_and_locks_that_make_no_sense_are_refused(
+    shards: Path, tmp_path: Path, train: dict[str, Any], said: str
+) -> None:
     with pytest.raises(ValueError, match=said):
         pretrain(tiny_config(shards, **train), tmp_path / "run")
 
