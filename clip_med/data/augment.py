@@ -222,7 +222,7 @@ def _to_tensor(image: UInt8[np.ndarray, "H W C"]) -> UInt8[Tensor, "C H W"]:
 
 def _three_channels(pixels: UInt8[Tensor, "C S S"]) -> UInt8[Tensor, "3 S S"]:
     # NumPy turns channels last into channels first in half of torch's time.
-    return pixels.repeat(3, 1, 1) if pixels.shape[0] == 1 else torch.from_numpy(np.ascontiguousarray(pixels.numpy()))
+    return pixels.repeat(3, 1, 1) if pixels.shape[0] == 1 else torch.as_tensor(np.ascontiguousarray(pixels.numpy()))
 
 
 def _interpolate(pixels: UInt8[Tensor, "C H W"], size: list[int], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:

@@ -6,7 +6,7 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from clip_med.config import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, config
 from clip_med.prompt_learning.method import Method, Support
@@ -76,7 +76,7 @@ def learning_rate(epoch: int, config: FitConfig) -> float:
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.epochs))
 
 
-def _optimizer(learned: list[Tensor], config: FitConfig) -> torch.optim.Optimizer:
+def _optimizer(learned: list[nn.Parameter], config: FitConfig) -> torch.optim.Optimizer:
     match config.optimizer:
         case "sgd":
             return torch.optim.SGD(learned, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

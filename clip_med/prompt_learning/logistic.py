@@ -251,6 +251,7 @@ class _Line:
         trials are used up takes its longest step with a negative slope, which lowers the objective for certain.
         """
         active = self.slope < 0
+        accepted = ~active
         step = active.double()
         low, low_slope = torch.zeros_like(step), self.slope
         high, high_slope = torch.full_like(step, torch.inf), torch.zeros_like(step)
