@@ -15,6 +15,7 @@ TEXT_SUFFIXES: Final = ("json", "txt")
 # What a caption is: a whole report, its impression, a sentence made from a label, knowledge about the finding, what the
 # file says of the acquisition, or something else.
 CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata", "other")
+_KINDS: Final = frozenset(CAPTION_KINDS)
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
 _NOT_IN_KEYS: Final = re.compile(r"[./\\\s]")
@@ -64,22 +65,21 @@ class Sample:
             raise SampleError(f"key {self.key!r}: must be non-empty and without dots, slashes and white space")
         if self.image_suffix not in IMAGE_SUFFIXES:
             raise SampleError(f"{self.key}: image_suffix {self.image_suffix!r}: one of {', '.join(IMAGE_SUFFIXES)}")
-        if not self.captions or not all(caption.strip() for caption in self.captions):
+        if not self.captions or not all(map(str.strip, self.captions)):
             raise SampleError(f"{self.key}: captions must be one or more non-empty strings, got {self.captions!r}")
         if self.caption_kinds and len(self.caption_kinds) != len(self.captions):
             raise SampleError(
                 f"{self.key}: caption_kinds must name one kind for each of the {len(self.captions)} captions, "
                 f"got {self.caption_kinds!r}"
             )
-        if unknown := set(self.caption_kinds) - set(CAPTION_KINDS):
-            raise SampleError(
-                f"{self.key}: caption_kinds: {sorted(unknown)[0]!r} is none of {', '.join(CAPTION_KINDS)}"
-            )
-        if not all(label.strip() for label in self.labels):
+        if not _KINDS.issuperset(self.caption_kinds):
+            unknown = sorted(set(self.caption_kinds) - _KINDS)
+            raise SampleError(f"{self.key}: caption_kinds: {unknown[0]!r} is none of {', '.join(CAPTION_KINDS)}")
+        if not all(map(str.strip, self.labels)):
             raise SampleError(f"{self.key}: labels must be non-empty strings, got {self.labels!r}")
-        for name in _TEXT_FIELDS:
-            if not getattr(self, name).strip():
-                raise SampleError(f"{self.key}: {name} is empty")
+        if not (self.modality.strip() and self.dataset.strip() and self.group.strip() and self.split.strip()):
+            empty = next(name for name in _TEXT_FIELDS if not getattr(self, name).strip())
+            raise SampleError(f"{self.key}: {empty} is empty")
 
     def members(self) -> dict[str, bytes]:
         """The sample's files by suffix, in tar order: the image, `json`, and `txt` with the first caption.
@@ -170,10 +170,11 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
             study=_text(fields, "study"),
             provenance=_mapping(fields, "provenance"),
         )
-        # JSON can spell half a character ("\\ud800"), which no tokenizer, hash or terminal takes.
-        "".join(
-            (*sample.captions, *sample.labels, sample.modality, sample.dataset, sample.group, sample.split)
-        ).encode()
+        if b"\\u" in members.get("json", b""):
+            # JSON can spell half a character ("\\ud800"), which no tokenizer, hash or terminal takes.
+            "".join(
+                (*sample.captions, *sample.labels, sample.modality, sample.dataset, sample.group, sample.split)
+            ).encode()
         return sample
     except UnicodeError as error:
         raise SampleError(f"{source}: {key}: text is not UTF-8: {error}") from error
@@ -185,7 +186,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
 
 def _json_fields(data: bytes) -> dict[str, Any]:
     try:
-        fields: object = json.loads(data.decode("utf-8-sig"))
+        fields: object = json.loads(data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 10,000 brackets
@@ -247,10 +248,13 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
 
 def _strings(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     value: object = fields.get(name)
-    items = [value] if isinstance(value, str) else [] if value is None else value
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in cast(list[object], items)):
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not {*map(type, cast(list[object], value))} <= {str}:
         raise SampleError(f"json: {name} must be a list of strings, got {value!r}")
-    return tuple(cast(list[str], items))
+    return tuple(cast(list[str], value))
 
 
 def _numbers(fields: Mapping[str, Any], name: str) -> tuple[float, ...] | None:
@@ -268,7 +272,7 @@ def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, str] | None:
     value: object = fields.get(name)
     if value is None:
         return None
-    if not isinstance(value, dict) or not all(isinstance(v, str) for v in cast(dict[str, object], value).values()):
+    if not isinstance(value, dict) or not {*map(type, cast(dict[str, object], value).values())} <= {str}:
         raise SampleError(f"json: {name} must be an object of strings, got {value!r}")
     return cast(dict[str, str], value)
 

@@ -26,6 +26,7 @@ from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, ind
 MAX_OPEN_SHARDS: Final = 128
 # Of shards of 1,000 samples: 1 MB each.
 MAX_INDEXES: Final = 256
+_SUFFIXES: Final = (*IMAGE_SUFFIXES, *TEXT_SUFFIXES)
 # Between members of one sample lie padding and a header of 512 bytes, three with long names (pax).
 _GAP: Final = 4096
 Progress = Callable[[int, int], None]
@@ -233,9 +234,12 @@ class ShardSet:
 
     def _read(self, index: int, *, image: bool) -> Sample:
         shard, entry = self._entry(index)
-        wanted = [m for m in entry.members if m.suffix in TEXT_SUFFIXES or (image and m.suffix in IMAGE_SUFFIXES)]
-        members = {m.suffix: b"" for m in entry.members if not image and m.suffix in IMAGE_SUFFIXES}
-        members |= zip((member.suffix for member in wanted), self._bytes(shard, wanted, entry.key), strict=True)
+        suffixes = _SUFFIXES if image else TEXT_SUFFIXES
+        wanted = [member for member in entry.members if member.suffix in suffixes]
+        found = self._bytes(shard, wanted, entry.key)
+        members = {member.suffix: data for member, data in zip(wanted, found, strict=True)}
+        if not image:
+            members |= {member.suffix: b"" for member in entry.members if member.suffix in IMAGE_SUFFIXES}
         return sample_from_members(entry.key, members, self._names[shard])
 
     def _bytes(self, shard: int, members: Sequence[Member], key: str) -> list[bytes]:
