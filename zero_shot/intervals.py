@@ -77,7 +77,7 @@ def bootstrap_metrics(
     if n < 1 or (groups is not None and len(groups) != n):
         raise ValueError(f"n must be at least 1 with as many groups, got {n} and {groups!r:.40}")
     _check_draws(replicates, level)
-    unit_of = np.arange(n) if groups is None else _unit_numbers(groups)
+    unit_of = np.arange(n) if groups is None else unit_numbers(groups)
     # Rows sorted by unit: those of unit u are members[u].
     members = np.split(np.argsort(unit_of, kind="stable"), np.cumsum(np.bincount(unit_of))[:-1])
     rng = np.random.default_rng(seed)
@@ -133,6 +133,43 @@ def mean_of_means(
     return Result(name=name, value=value, low=low, high=high, n=sum(len(values) for values, _ in parts), unit=unit)
 
 
+def bootstrap_median(
+    values: NDArray[np.floating],
+    *,
+    name: str,
+    unit: str,
+    groups: Sequence[Hashable] | None = None,
+    replicates: int = 500,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Result:
+    """The median with a percentile bootstrap interval, whole groups drawn; of an even number the middle two's mean.
+
+    Values are sorted once and a drawn set is its counts, so that 100,000 values take seconds.
+
+    Args:
+        values: [N], at least one, no NaN; groups: [N]; None draws values one by one.
+
+    Raises:
+        ValueError: values or groups that are not so, or replicates or level out of range.
+    """
+    if not len(values) or np.isnan(values).any() or (groups is not None and len(groups) != len(values)):
+        raise ValueError(f"values must be [N] with N at least 1, no NaN and as many groups, got {values.shape}")
+    _check_draws(replicates, level)
+    order = np.argsort(values, kind="stable")
+    ordered = values[order].astype(np.float64)
+    unit_of = (np.arange(len(values)) if groups is None else unit_numbers(groups))[order]
+    units = int(unit_of.max()) + 1
+    rng = np.random.default_rng(seed)
+    drawn = np.empty(replicates)
+    for replicate in range(replicates):
+        ends = np.cumsum(np.bincount(rng.integers(0, units, units), minlength=units)[unit_of])
+        middle = [(ends[-1] - 1) // 2, ends[-1] // 2]
+        drawn[replicate] = ordered[np.searchsorted(ends, middle, side="right")].mean()
+    low, high = _percentiles(drawn, level)
+    return Result(name=name, value=float(np.median(ordered)), low=low, high=high, n=len(values), unit=unit)
+
+
 def _check_draws(replicates: int, level: float) -> None:
     if replicates < 100 or not 0 < level < 1:
         raise ValueError(f"replicates must be at least 100 and level in (0, 1), got {replicates} and {level}")
@@ -144,13 +181,13 @@ def _cluster(
     """Sum and count of the known values of each unit that is drawn."""
     if groups is None:
         return values[known].astype(np.float64), np.ones(int(known.sum()))
-    unit = _unit_numbers(groups)[known]
+    unit = unit_numbers(groups)[known]
     sums = np.bincount(unit, weights=values[known]).astype(np.float64)
     counts = np.bincount(unit).astype(np.float64)
     return sums[counts > 0], counts[counts > 0]
 
 
-def _unit_numbers(groups: Sequence[Hashable]) -> NDArray[np.int64]:
+def unit_numbers(groups: Sequence[Hashable]) -> NDArray[np.int64]:
     """Groups as numbers, in the order in which they first appear."""
     number: dict[Hashable, int] = {}
     return np.array([number.setdefault(group, len(number)) for group in groups], dtype=np.int64)
@@ -178,4 +215,4 @@ def _replicates(
     return means
 
 
-__all__ = ["bootstrap_mean", "bootstrap_metrics", "mean_of_means"]
+__all__ = ["bootstrap_mean", "bootstrap_median", "bootstrap_metrics", "mean_of_means", "unit_numbers"]

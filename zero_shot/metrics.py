@@ -88,41 +88,35 @@ def macro_auroc(scores: Floats, labels: Ints) -> float:
     return float(np.mean(defined)) if defined else float("nan")
 
 
-def recall_at_k(scores: Floats, relevant: NDArray[np.bool_], k: int) -> NDArray[np.float64]:
+def recall_at_k(higher: Ints, tied: Ints, good: Ints, k: int) -> NDArray[np.float64]:
     """Per query, the probability that a relevant item is among the k best when ties are broken at random.
 
-    "Any relevant item found", as in image-text retrieval with several captions per image. A query without relevant
-    items gives NaN. With h items strictly above the best relevant score, of t tied items r relevant, the k - h
-    remaining places miss all relevant ones with probability C(t - r, k - h) / C(t, k - h). Negative scores are
-    scores like any others (torchmetrics' retrieval metrics drop them).
+    "Any relevant item found", as in image-text retrieval with several captions per image. The k - h places that h
+    higher items leave go to t tied ones, r of them relevant; all r are missed with probability
+    C(t - r, k - h) / C(t, k - h). Negative scores are scores like any others (torchmetrics' retrieval metrics drop
+    them).
 
     Args:
-        scores: [Q, N]; relevant: [Q, N]; k: at least 1.
+        higher: [Q] items that score above the best relevant one.
+        tied: [Q] items that score the same, itself included; good: [Q] how many of those are relevant, at least 1.
+        k: at least 1.
+
+    Raises:
+        ValueError: k or counts out of range.
 
     Example:
-        >>> recall_at_k(np.array([[0.2, 0.2, -1.0]]), np.array([[True, False, False]]), 1).tolist()
+        >>> recall_at_k(np.array([0]), np.array([2]), np.array([1]), 1).tolist()
         [0.5]
     """
-    if scores.shape != relevant.shape or scores.ndim != 2:
-        raise ValueError(f"scores and relevant must have one shape [Q, N], got {scores.shape} and {relevant.shape}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    best = np.max(np.where(relevant, scores, -np.inf), axis=1, initial=-np.inf)[:, None]
-    higher = (scores > best).sum(axis=1)
-    tied = (scores == best).sum(axis=1)
-    good = ((scores == best) & relevant).sum(axis=1)
-    found = np.empty(len(scores))
-    for query, (h, t, r) in enumerate(zip(higher.tolist(), tied.tolist(), good.tolist(), strict=True)):
-        places = min(k - h, t)
-        if r == 0:
-            found[query] = np.nan
-        elif places <= 0:
-            found[query] = 0.0
-        else:
-            drawn = np.arange(places, dtype=np.float64)
-            missed: NDArray[np.float64] = np.clip(t - r - drawn, 0, None) / (t - drawn)
-            found[query] = 1.0 - float(missed.prod())
-    return found
+    if len(higher) and (higher.min() < 0 or good.min() < 1 or (tied < good).any()):
+        raise ValueError("higher must be at least 0, good at least 1 and tied at least good for every query")
+    missed = np.ones(len(higher))
+    for drawn in range(min(k, int(tied.max(initial=0)))):
+        chance = np.clip(tied - good - drawn, 0, None) / np.maximum(tied - drawn, 1)
+        missed *= np.where(drawn < k - higher, chance, 1.0)
+    return 1.0 - missed
 
 
 def _check(scores: Floats, labels: Ints) -> None:

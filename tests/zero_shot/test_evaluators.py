@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from zero_shot.classify import Ensemble, class_scores, classification_results
-from zero_shot.retrieve import retrieval_results
 
 ENSEMBLES: tuple[Ensemble, ...] = ("embedding", "embedding_no_renorm", "logit", "probability", "max")
 
@@ -69,42 +68,3 @@ def test_classification_results() -> None:
         assert result.n == 120
     with pytest.raises(ValueError, match="no images"):
         classification_results(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
-
-
-def test_retrieval_is_exact_at_any_chunk_and_counts_several_captions() -> None:
-    from torchmetrics.functional.retrieval import retrieval_hit_rate
-
-    torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
-    images, texts = unit(rng, 30, 4), unit(rng, 60, 4)
-    texts_of = [[2 * i, 2 * i + 1] for i in range(30)]
-    relevant = torch.tensor(np.arange(30)[:, None] == np.arange(60) // 2)
-    by_chunk = [retrieval_results(images, texts, texts_of, chunk=c) for c in (1, 7, 1000)]
-    assert by_chunk[0] == by_chunk[1] == by_chunk[2]
-    assert len(by_chunk[0]) == 6
-    similarity = torch.tensor(images @ texts.T)
-    # Shifted to be positive: torchmetrics drops negative similarities.
-    for result, scores, belongs, k in zip(
-        by_chunk[0],
-        [similarity + 2] * 3 + [similarity.T + 2] * 3,
-        [relevant] * 3 + [relevant.T] * 3,
-        (1, 5, 10) * 2,
-        strict=True,
-    ):
-        hits = [retrieval_hit_rate(s, r, top_k=k).item() for s, r in zip(scores, belongs, strict=True)]
-        assert result.value == pytest.approx(np.mean(hits), abs=1e-9), result.name
-    perfect = retrieval_results(images, images, [[i] for i in range(30)], ks=(1,))
-    assert [r.value for r in perfect] == [1.0, 1.0]
-    with pytest.raises(ValueError, match="1 of 30 queries have nothing"):
-        retrieval_results(images, texts, [*texts_of[:29], []])
-    with pytest.raises(ValueError, match="2 of 60 queries have nothing"):
-        retrieval_results(images, texts, [*texts_of[:29], [0]])
-    with pytest.raises(ValueError, match="30 images, but texts_of has 29"):
-        retrieval_results(images, texts, texts_of[1:])
-
-
-def test_a_text_that_several_images_share_is_right_for_each() -> None:
-    images = np.eye(3)
-    texts = np.array([[0.8, 0.6, 0.0], [0.0, 0.0, 1.0]])
-    results = {r.name: r.value for r in retrieval_results(images, texts, [[0], [0], [0, 1]], ks=(1,))}
-    assert results == {"image to text R@1": 1.0, "text to image R@1": 1.0}

@@ -35,11 +35,13 @@ def brute_force(scores: list[float], relevant: list[bool], k: int) -> float:
 @settings(max_examples=200, deadline=None)
 @given(SCORES, st.lists(st.booleans(), min_size=4, max_size=4), st.integers(1, 5))
 def test_recall_at_k_is_the_expectation_over_ties(scores: list[float], relevant: list[bool], k: int) -> None:
-    got = recall_at_k(np.array([scores]), np.array([relevant]), k)[0]
-    if any(relevant):
-        assert got == pytest.approx(brute_force(scores, relevant, k), abs=1e-12)
-    else:
-        assert np.isnan(got)
+    best = max((score for score, right in zip(scores, relevant, strict=True) if right), default=None)
+    if best is None:
+        return
+    tied = [right for score, right in zip(scores, relevant, strict=True) if score == best]
+    counts = (sum(score > best for score in scores), len(tied), sum(tied))
+    got = recall_at_k(*(np.array([count]) for count in counts), k)[0]
+    assert got == pytest.approx(brute_force(scores, relevant, k), abs=1e-12)
 
 
 @settings(max_examples=200, deadline=None)
@@ -100,7 +102,8 @@ def test_bad_input_is_named() -> None:
             top_k_accuracy(*arguments)
     with pytest.raises(ValueError, match="predicted must lie"):
         confusion_matrix(np.array([3]), np.array([0]), 3)
-    with pytest.raises(ValueError, match="one shape"):
-        recall_at_k(scores, np.zeros((2, 2), dtype=bool), 1)
+    none, one = np.array([0]), np.array([1])
+    with pytest.raises(ValueError, match="good at least 1"):
+        recall_at_k(none, one, none, 1)
     with pytest.raises(ValueError, match="k must be at least 1"):
-        recall_at_k(scores, np.zeros((2, 3), dtype=bool), 0)
+        recall_at_k(none, one, one, 0)

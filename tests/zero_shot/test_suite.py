@@ -87,8 +87,8 @@ def test_who_knows_everything_scores_one_and_who_says_the_same_scores_chance(sha
     assert (done.tasks[0].n, done.tasks[0].chance, done.tasks[0].majority) == (24, 1 / 3, 0.5)
     assert done.tasks[1].n == 24
     assert (done.tasks[1].chance, done.tasks[1].confusion, done.tasks[1].classes) == (None, (), ())
-    # 24 image queries, and six captions although there are 48.
-    assert [r.n for r in done.tasks[1].results] == [24, 24, 6, 6]
+    # 24 image queries, and six captions although there are 48: two recalls, median rank and mAP each.
+    assert [r.n for r in done.tasks[1].results] == [24] * 4 + [6] * 4
     done = evaluate(constant(), config)
     assert values(done.tasks[0])["top-1"] == pytest.approx(1 / 3)
     assert done.tasks[0].majority == 0.5
@@ -239,7 +239,10 @@ def test_json_has_no_nan(tmp_path: Path) -> None:
 def test_captions_that_differ_in_case_and_space_count_as_one(tmp_path: Path) -> None:
     shards = write_labelled(tmp_path / "a", {3: {"captions": ("a  CYST.",)}})
     done = evaluate(perfect(), EvalConfig(tasks=(RetrievalTask(name="r", shards=str(shards), ks=(1,)),)))
-    assert [r.n for r in done.tasks[0].results] == [24, 6]
+    assert {r.name: r.n for r in done.tasks[0].results if "R@1" in r.name} == {
+        "image to text R@1": 24,
+        "text to image R@1": 6,
+    }
 
 
 def test_evaluation_during_training(tmp_path: Path) -> None:
@@ -256,8 +259,7 @@ def test_evaluation_during_training(tmp_path: Path) -> None:
     assert [result["name"] for result in recorded[-1]["results"]] == [
         "mean top-1",
         *(f"findings/{name}" for name in ("top-1", "balanced accuracy", "macro F1", "macro AUROC")),
-        "r/image to text R@1",
-        "r/text to image R@1",
+        *(f"r/{way} {name}" for way in ("image to text", "text to image") for name in ("R@1", "median rank", "mAP")),
     ]
     expected = evaluator(config)(load_folder(summary.checkpoint / "model"))
     for result, line in zip(expected, recorded[-1]["results"], strict=True):
