@@ -161,7 +161,7 @@ def test_a_pretrained_model_is_compared_with_what_it_was(
         document = json.loads(capsys.readouterr().out)
         scores[name] = {f"{t['name']}/{r['name']}": r["value"] for t in document["tasks"] for r in t["results"]}
     changes = json.loads((run / "eval/forgetting.json").read_text())["changes"]
-    assert len(changes) == 8
+    assert len(changes) == 4 + 2 * 4
     for change in changes:
         key = f"{change['task']}/{change['name']}"
         assert (change["before"], change["after"]) == (scores["before"][key], scores["after"][key])
