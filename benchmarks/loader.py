@@ -4,7 +4,10 @@ python -m benchmarks.loader [--quick] [--json FILE]
 
 decode_vs_open_clip: 512 px JPEG to a normalised 224 px training crop (open_clip's default area of 0.9 to 1, bicubic,
     antialiased) in batches of 64; theirs is webdataset + Pillow + open_clip.image_transform. Two fifths of the images
-    are stored grey. decode_grey_ and decode_rgb_vs_open_clip: the same for the two kinds alone.
+    are stored grey. The JPEGs are as we store images: quality 95, colours at full resolution, some 90 kB, of which
+    decoding takes most of our time. decode_grey_ and decode_rgb_vs_open_clip: the same for the two kinds alone.
+decode_default_vs_open_clip: the same images as Pillow saves JPEGs unless told otherwise: quality 75, colours at half
+    resolution, some 30 kB. decode_default_rgb_vs_open_clip: those with colours alone.
 wide_crops_vs_open_clip: with the area that we train with, 0.6 to 1.
 raw_vs_webdataset: samples as bytes with parsed metadata, in stored order; each side checks what it always checks.
 resume_seconds_fraction: from opening the shards to the first batch, five epochs deep, over what webdataset needs to
@@ -13,6 +16,7 @@ resume_seconds_fraction: from opening the shards to the first batch, five epochs
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import tempfile
@@ -62,12 +66,15 @@ def measure(folder: Path, images: int, rounds: int) -> dict[str, list[float]]:
     write_phantoms(folder / "small", {"train": 4 * images}, size=96)
     large, small = (ShardSet.open(folder / name / "train") for name in ("large", "small"))
     grey, rgb = (by_channels(large, folder / name, name == "grey") for name in ("grey", "rgb"))
+    default, default_rgb = (as_pillow_saves(shards, folder / f"default{i}") for i, shards in enumerate((large, rgb)))
     check(large, small)
     resumed = alternate(lambda: our_resume(small), lambda: their_replay(small), rounds)
     return {
         "decode_vs_open_clip": decoding(large, "narrow", rounds),
         "decode_grey_vs_open_clip": decoding(grey, "narrow", rounds),
         "decode_rgb_vs_open_clip": decoding(rgb, "narrow", rounds),
+        "decode_default_vs_open_clip": decoding(default, "narrow", rounds),
+        "decode_default_rgb_vs_open_clip": decoding(default_rgb, "narrow", rounds),
         "wide_crops_vs_open_clip": decoding(large, "wide", rounds),
         "raw_vs_webdataset": alternate(lambda: our_raw(small), lambda: their_raw(small), rounds),
         "resume_seconds_fraction": [1 / ratio for ratio in resumed],
@@ -80,6 +87,16 @@ def by_channels(shards: ShardSet, folder: Path, grey: bool) -> ShardSet:
         for sample in (shards.read(index) for index in range(len(shards))):
             if (Image.open(io.BytesIO(sample.image)).mode == "L") == grey:
                 writer.add(sample)
+    return ShardSet.open(folder)
+
+
+def as_pillow_saves(shards: ShardSet, folder: Path) -> ShardSet:
+    """The same samples with their images saved again by Pillow's defaults."""
+    with ShardWriter(folder) as writer:
+        for sample in (shards.read(index) for index in range(len(shards))):
+            stream = io.BytesIO()
+            Image.open(io.BytesIO(sample.image)).save(stream, "JPEG")
+            writer.add(dataclasses.replace(sample, image=stream.getvalue()))
     return ShardSet.open(folder)
 
 
