@@ -18,6 +18,8 @@ CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata"
 _KINDS: Final = frozenset(CAPTION_KINDS)
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
+# json.loads without its choice among decoders.
+_from_json: Final = json.JSONDecoder().decode
 _NOT_IN_KEYS: Final = re.compile(r"[./\\\s]")
 # White space, byte order marks, and the zeros with which some programs pad.
 _AROUND_CAPTIONS: Final = "\ufeff\0" + "".join(c for c in map(chr, range(0x3001)) if c.isspace())
@@ -186,7 +188,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
 
 def _json_fields(data: bytes) -> dict[str, Any]:
     try:
-        fields: object = json.loads(data.decode().removeprefix("\ufeff"))
+        fields: object = _from_json(data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 10,000 brackets
