@@ -70,6 +70,18 @@ def test_a_disk_that_fills_up_and_empties_costs_nothing(
     assert final_tensors(run) == final_tensors(tmp_path / "whole")
 
 
+def test_a_read_only_folder_is_refused_by_name_and_keeps_its_checkpoints(shards: Path, small_disk: Path) -> None:
+    run = small_disk / "run"
+    pretrain(tiny_config(shards), run)
+    before = newest_intact(run / "checkpoints")
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for folder in (run, small_disk / "another"):
+        with pytest.raises(ValueError, match=f"{folder}: cannot be written: .*Read-only file system"):
+            pretrain(tiny_config(shards), folder)
+    assert before is not None
+    assert newest_intact(run / "checkpoints") == before
+
+
 def test_too_many_failed_saves_stop_the_run(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, renames = os.rename, [0]
 
