@@ -19,6 +19,7 @@ from clip_med.data.remote import RemoteConfig
 from clip_med.data.shards import ShardSet
 from clip_med.data.training_data import MixtureConfig, SourceConfig, TrainingData, open_training_data
 from clip_med.distributed import process_group, rank, world_size
+from clip_med.knowledge.augmentation import DescribeConfig, Describer
 from clip_med.losses.config import InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.models.caption_lengths import report_caption_lengths
@@ -52,6 +53,8 @@ class PretrainConfig:
     distill: DistillConfig | None = None
     """A teacher whose similarities the model learns besides; None: none."""
     loader: LoaderConfig = LoaderConfig()
+    describe: DescribeConfig | None = None
+    """Labels in captions give way to descriptions of the knowledge base; None: captions are shown as they are."""
     remote: RemoteConfig = RemoteConfig()
     window_shards: PositiveInt = 16
     """Shards whose samples are shuffled together; more mixes better and reads from more files at once."""
@@ -66,6 +69,11 @@ class PretrainConfig:
             raise ValueError("train.epochs: sources of a mixture pass at different rates; give train.samples")
         if self.train.cache_text and self.loader.captions.count > 1:
             raise ValueError("train.cache_text holds single captions; loader.captions.count must be 1")
+        if self.describe is not None and self.loader.positives != "label":
+            raise ValueError(
+                f"describe needs loader.positives: label, got {self.loader.positives}; two images of one class with "
+                f"different descriptions would count as negatives"
+            )
         if self.lora is not None:
             _check_lora(self.lora, self.train)
         elif self.train.lock_image == self.train.lock_text == "all" and not (
@@ -134,9 +142,15 @@ def pretrain(
             if on_built is not None and folder.writes:
                 on_built(encoder)
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
+            describer = None if config.describe is None else Describer(config.describe)
+            if describer is not None:
+                on_start(_coverage(describer, encoder, shards))
             teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
-            pooled_text = _text_cache(encoder, shards, config, run, on_start) if config.train.cache_text else None
-            loader = _loader(config, data, encoder, None if pooled_text else encoder.tokenize, on_start)
+            pooled_text = None
+            if config.train.cache_text:
+                pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
+            tokenize = None if pooled_text else encoder.tokenize
+            loader = _loader(config, data, encoder, tokenize, on_start, describer)
             return train(
                 encoder,
                 loader,
@@ -159,6 +173,7 @@ def _loader(
     encoder: DualEncoder,
     tokenize: Tokenize | None,
     on_start: Callable[[str], None],
+    describer: Describer | None,
 ) -> TrainLoader:
     """This rank's loader, with no more workers than the process has cores: the batches are the same for any number."""
     workers = min(config.loader.workers, own_cores())
@@ -174,6 +189,27 @@ def _loader(
         world_size=world_size(),
         tokenize=tokenize,
         sources=data.sources,
+        rewrite=None if describer is None else describer.write,
+    )
+
+
+def _coverage(describer: Describer, encoder: DualEncoder, shards: ShardSet) -> str:
+    """How many labels have descriptions, and what the text tower cuts, from up to 2,000 samples spread over the shards.
+
+    Raises:
+        ValueError: no label has any.
+    """
+    samples = [shards.metadata(index) for index in range(0, len(shards), -(-len(shards) // 2000))]
+    found = describer.coverage(samples)
+    if not found.texts:
+        raise ValueError(
+            f"describe: none of the labels {list(found.unknown)[:10]} of {len(samples):,} samples is known in its "
+            f"modality; name their findings in describe.findings"
+        )
+    texts = describer.texts(samples)
+    return (
+        f"descriptions of {len(found.texts)} of {len(found.texts) + len(found.unknown)} labels: {len(texts)} texts, "
+        f"{encoder.truncated(texts)} longer than the context; none of: {', '.join(found.unknown) or '-'}"
     )
 
 
@@ -206,14 +242,23 @@ def _description(
 
 
 def _text_cache(
-    encoder: DualEncoder, shards: ShardSet, config: PretrainConfig, run: Path, on_start: Callable[[str], None]
+    encoder: DualEncoder,
+    shards: ShardSet,
+    config: PretrainConfig,
+    run: Path,
+    on_start: Callable[[str], None],
+    describer: Describer | None,
 ) -> PooledText:
     """Pooled features of every caption that may be drawn, from the frozen trunk, kept in the run folder."""
     from clip_med.models.text_cache import FrozenTextCache
 
     encoder.lock(image=config.train.lock_image, text=config.train.lock_text)
     policy = config.loader.captions
-    captions = {caption for i in range(len(shards)) for caption in drawable(shards.metadata(i), policy)}
+    captions: set[str] = set()
+    for i in range(len(shards)):
+        sample = shards.metadata(i)
+        for caption in drawable(sample, policy):
+            captions |= {caption} if describer is None else set(describer.every(caption, sample))
     on_start(f"caching text features of {len(captions):,} distinct captions")
     return FrozenTextCache.build(encoder, sorted(captions), directory=run / "text_cache").pooled
 

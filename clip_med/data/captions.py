@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Literal
 
@@ -11,6 +11,9 @@ import numpy as np
 
 from clip_med.config import NonNegativeFloat, PositiveInt, config
 from clip_med.data.sample import CAPTION_KINDS, Sample, SampleError
+
+# A drawn caption, its sample and a generator to the text that is shown: `clip_med.knowledge.augmentation`.
+Rewrite = Callable[[str, Sample, np.random.Generator], str]
 
 
 @config
@@ -91,4 +94,4 @@ def draw_caption(sample: Sample, policy: CaptionPolicy, rng: np.random.Generator
     return " ".join(sample.captions[i] for i in chosen)
 
 
-__all__ = ["CaptionPolicy", "draw_caption", "drawable", "kinds_of"]
+__all__ = ["CaptionPolicy", "Rewrite", "draw_caption", "drawable", "kinds_of"]

@@ -21,7 +21,7 @@ from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.data.albumentations_backend import require_albumentations
 from clip_med.data.augment import AugmentConfig, eval_image
 from clip_med.data.batch import MAX_LABELS, Batch, Row, Tokenize, collate, text_id
-from clip_med.data.captions import CaptionPolicy, draw_caption
+from clip_med.data.captions import CaptionPolicy, Rewrite, draw_caption
 from clip_med.data.images import ImageError, Preprocess, decode_image
 from clip_med.data.mix import RealisedMix
 from clip_med.data.order import Order, philox
@@ -99,6 +99,7 @@ class TrainLoader(Iterator[Batch]):
         tokenize: Tokenize | None = None,
         start: int = 0,
         sources: Sequence[SourcePart] = (),
+        rewrite: Rewrite | None = None,
     ) -> None:
         """Describe the batches; nothing is read and no process is started yet.
 
@@ -113,6 +114,7 @@ class TrainLoader(Iterator[Batch]):
             tokenize: called in the worker with the list of captions; returns int64 [B, T].
             start: global position of the first batch, for resuming.
             sources: where each source lies in `shards`, for the count of what was drawn (`mix`).
+            rewrite: changes the caption that was drawn, from a stream of its own at (seed, epoch, index).
 
         Raises:
             ValueError: G is not a multiple of `world_size`, another argument is out of range, or the augmentation's
@@ -139,7 +141,7 @@ class TrainLoader(Iterator[Batch]):
         self._digests = {"shards": shards.digest, "mixture": order.digest}
         self._order = order
         per_rank = global_batch // world_size
-        self._batches = _TrainBatches(shards, order, preprocess, config, tokenize, per_rank, rank)
+        self._batches = _TrainBatches(shards, order, preprocess, config, tokenize, per_rank, rank, rewrite)
         self._stream: Stream[Batch] | None = None
 
     def __next__(self) -> Batch:
@@ -271,6 +273,7 @@ class _TrainBatches(Dataset[Batch]):
         tokenize: Tokenize | None,
         per_rank: int,
         rank: int,
+        rewrite: Rewrite | None,
     ) -> None:
         self.shards = shards
         self.order = order
@@ -279,6 +282,7 @@ class _TrainBatches(Dataset[Batch]):
         self.tokenize = tokenize
         self.per_rank = per_rank
         self.rank = rank
+        self.rewrite = rewrite
 
     def __getitem__(self, position: int) -> Batch:
         first = position + self.rank * self.per_rank
@@ -310,9 +314,11 @@ class _TrainBatches(Dataset[Batch]):
     def _made(self, index: int, epoch: int, bad: tuple[str, ...]) -> Row:
         sample = self.shards.read(index)
         seed = self.order.seed
-        # Two streams: the augmentation is the same whichever captions are drawn.
+        # Streams of their own: the augmentation is the same whichever captions are drawn.
         words = np.random.Generator(philox(seed, epoch, "caption", index))
         caption = draw_caption(sample, self.config.captions, words)
+        if self.rewrite is not None:
+            caption = self.rewrite(caption, sample, np.random.Generator(philox(seed, epoch, "describe", index)))
         rng = np.random.Generator(philox(seed, epoch, "sample", index))
         image = train_view(
             sample.image,

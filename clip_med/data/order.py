@@ -23,7 +23,7 @@ from numpy.random import Philox
 
 T = TypeVar("T")
 
-StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption", "view"]
+StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption", "view", "describe"]
 
 # Streams of one (seed, epoch): no two purposes ever share random words.
 _STREAMS: Final[dict[StreamName, int]] = {
@@ -35,6 +35,7 @@ _STREAMS: Final[dict[StreamName, int]] = {
     "deal": 5,
     "caption": 6,
     "view": 7,
+    "describe": 8,
 }
 
 MAX_SEED: Final = 2**64 - 1

@@ -1,10 +1,44 @@
-"""Prompts of classes: every name of a class in every template. Imports no torch."""
+"""Prompts of classes: every name of a class in every template, and what the knowledge base says. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
-from clip_med.config import config
+from clip_med.config import PositiveInt, config
+from clip_med.knowledge.facets import NAMING, Facet, facet_texts
+from clip_med.knowledge.hierarchy import Knowledge
+from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.modalities import known_finding
+from clip_med.knowledge.schema import Finding
+
+
+@config
+class KnowledgePrompts:
+    """What is taken from the knowledge base for every class, in this order.
+
+    A class is looked up by its label, then by each of its names; the first that means one finding counts.
+    """
+
+    facets: tuple[Facet, ...] = ("name", "definition", "appearance")
+    """name: the names that `classes` gives; synonyms: those of the base. Both stand in every template. The others are
+    sentences that do not hold the name, so that without `name` a class is recognised by description alone."""
+    in_templates: bool = False
+    """Sentences stand in the templates too, in the place of the name (FLAIR, arXiv 2308.07898)."""
+    modality: str | None = None
+    """As samples write it: where a name stands for several findings, that of this modality is meant."""
+    path: Path | None = None
+    """A file or folder of knowledge; None: the shipped base."""
+    absent: tuple[str, ...] = ()
+    """Labels that say that the finding, looked up by the names of the class, is not there: their prompts are the
+    negative statements; with the facet `positive` for another label, presence stands against absence."""
+    most: PositiveInt | None = None
+    """Prompts of a class at most, the first ones; None: all. The ensemble `probability` needs equally many."""
+
+    def __post_init__(self) -> None:
+        """Refuse nothing to say, and the same twice."""
+        if not self.facets or len(set(self.facets)) != len(self.facets):
+            raise ValueError(f"facets must name one or more facets, each once; got {list(self.facets)}")
 
 
 @config
@@ -20,6 +54,8 @@ class ClassPrompts:
     """Label, as the samples carry it, to one or more names or descriptions, with their article where one is needed."""
     templates: tuple[str, ...] = ("{}",)
     """Sentences with one `{}` in the place of the name."""
+    knowledge: KnowledgePrompts | None = None
+    """Prompts from the knowledge base; None: the names in the templates only."""
 
     def __post_init__(self) -> None:
         """Refuse templates without a place for the name and classes without a name."""
@@ -31,14 +67,90 @@ class ClassPrompts:
         for label, names in self.classes.items():
             if not names or not all(name.strip() for name in names):
                 raise ValueError(f"class {label!r} needs at least one non-empty name, got {names!r}")
+        if self.knowledge is not None and (unknown := set(self.knowledge.absent) - set(self.classes)):
+            raise ValueError(f"knowledge.absent: {sorted(unknown)} are none of the classes {list(self.classes)}")
 
 
 def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
-    """The prompts of each label: templates in order, within each the names in order; repeated prompts are kept once."""
-    return {
-        label: tuple(dict.fromkeys(t.replace("{}", name) for t in prompts.templates for name in names))
-        for label, names in prompts.classes.items()
-    }
+    """The prompts of each label: templates in order, within each the names in order; repeated prompts are kept once.
+
+    With `knowledge`, facet by facet in its order.
+
+    Raises:
+        ValueError: a class that the knowledge does not know, or of which it has nothing of the chosen facets.
+
+    Example:
+        >>> told = ClassPrompts(classes={"glaucoma": ("glaucoma",), "ok": ("normal retina",)},
+        ...                     knowledge=KnowledgePrompts(facets=("name", "definition"), modality="fundus"))
+        >>> render_prompts(told)["glaucoma"][0]
+        'glaucoma'
+    """
+    if prompts.knowledge is None:
+        return {label: _in_templates(prompts, names) for label, names in prompts.classes.items()}
+    chosen = prompts.knowledge
+    known = load_base() if chosen.path is None else load_knowledge(chosen.path)
+    rendered: dict[str, tuple[str, ...]] = {}
+    for label, names in prompts.classes.items():
+        finding = _finding(label, names, chosen, known)
+        if label in chosen.absent:
+            texts = finding.negative
+        else:
+            texts = tuple(text for facet in chosen.facets for text in _facet(facet, finding, names, prompts))
+        rendered[label] = tuple(dict.fromkeys(texts))[: chosen.most]
+        if not rendered[label]:
+            wanted = (
+                "negative statements" if label in chosen.absent else f"text of the facets {', '.join(chosen.facets)}"
+            )
+            raise ValueError(f"class {label!r}: finding {finding.id} has no {wanted}")
+    return rendered
 
 
-__all__ = ["ClassPrompts", "render_prompts"]
+def _facet(facet: Facet, finding: Finding, names: tuple[str, ...], prompts: ClassPrompts) -> tuple[str, ...]:
+    assert prompts.knowledge is not None
+    texts = names if facet == "name" else facet_texts(finding, (facet,))
+    if facet in NAMING:
+        return _in_templates(prompts, texts)
+    return _in_templates(prompts, tuple(map(phrase, texts))) if prompts.knowledge.in_templates else texts
+
+
+def _in_templates(prompts: ClassPrompts, names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(t.replace("{}", name) for t in prompts.templates for name in names))
+
+
+def phrase(text: str) -> str:
+    """A sentence as part of another: without its full stop, in lower case at its beginning unless that is a short form.
+
+    Example:
+        >>> phrase("A dark sac."), phrase("CT shows air.")
+        ('a dark sac', 'CT shows air')
+    """
+    bare = text.rstrip(". ")
+    return bare if bare[1:2].isupper() or bare[1:2] == "-" else bare[:1].lower() + bare[1:]
+
+
+def _finding(label: str, names: tuple[str, ...], chosen: KnowledgePrompts, known: Knowledge) -> Finding:
+    candidates = names if label in chosen.absent else (label, *names)
+    for name in candidates:
+        if chosen.modality is not None:
+            finding = known_finding(name, chosen.modality, known)
+            if finding is not None:
+                return finding
+        else:
+            try:
+                found = known.find(name)
+            except ValueError:
+                continue
+            if len(found) == 1:
+                return found[0]
+            said = ", ".join(f"{one.id} ({one.modality})" for one in found)
+            raise ValueError(
+                f"class {label!r}: {name!r} means {said}; state knowledge.modality, or give the id as name"
+            )
+    where = "" if chosen.modality is None else f" of modality {chosen.modality!r}"
+    raise ValueError(
+        f"class {label!r}: neither the label nor a name in {list(names)} is one finding{where} of "
+        f"{chosen.path or 'the shipped base'}; try: clip-med knowledge list"
+    )
+
+
+__all__ = ["ClassPrompts", "KnowledgePrompts", "phrase", "render_prompts"]

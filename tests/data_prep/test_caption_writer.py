@@ -13,7 +13,7 @@ from clip_med.config import ConfigError, validate
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.load import load_base
-from data_prep.caption_knowledge import known_finding
+from clip_med.knowledge.modalities import known_finding
 from data_prep.captions import CaptionWriter, Written, read_templates
 from data_prep.grammar import with_article
 from data_prep.record import ShardSettings
