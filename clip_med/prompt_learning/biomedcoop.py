@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clip_med.config import NonNegativeFloat, PositiveFloat, config
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.prompt_learning.coop import CoOp, CoOpConfig
+from clip_med.prompt_learning.coop import ContextConfig, CoOp
 from clip_med.prompt_learning.method import ClassTexts
 
 # Standard deviations of a normal distribution in one median absolute deviation.
@@ -19,11 +19,10 @@ _MAD: Final = 1.4826
 
 
 @config
-class BiomedCoOpConfig:
+class BiomedCoOpConfig(ContextConfig):
     """Defaults are the authors' for BUSI; they chose the three numbers per data set. SGD at 2.5e-3, batches of 4."""
 
     kind: Literal["biomedcoop"] = "biomedcoop"
-    context: str = "a photo of a"
     text_weight: NonNegativeFloat = 0.75
     """Of the squared distance between class texts and the mean descriptions."""
     distillation_weight: NonNegativeFloat = 0.75
@@ -48,7 +47,7 @@ class BiomedCoOp(CoOp):
     """
 
     def __init__(self, config: BiomedCoOpConfig, encoder: DualEncoder, texts: ClassTexts) -> None:
-        super().__init__(CoOpConfig(context=config.context), encoder, texts)
+        super().__init__(config, encoder, texts)
         if texts.descriptions is None:
             raise ValueError("biomedcoop needs descriptions of the classes, and there are none")
         self.config = config

@@ -57,7 +57,7 @@ class CLIPLoRA(Method):
         self.encoder = frozen_copy(encoder)
         self.texts = texts
         self.tokens: Tensor
-        self.register_buffer("tokens", prompt_tokens(encoder, texts, config.template), persistent=False)
+        self.register_buffer("tokens", prompt_tokens(encoder, texts.names, config.template), persistent=False)
         adapters = LoRAConfig(
             rank=config.rank,
             alpha=config.alpha * math.sqrt(config.rank),  # which LoRAConfig divides by the rank

@@ -106,9 +106,24 @@ def encode_text(
     encoder: DualEncoder, tokens: Int64[Tensor, "C T"], prompts: Float[Tensor, "J N W"]
 ) -> Float[Tensor, "C D"]:
     """Unit rows of texts whose tokens 1 .. N are the prompts."""
-    words = _placed(word_embeddings(encoder, tokens), prompts[0])
+    return encode_words(encoder, tokens, _placed(word_embeddings(encoder, tokens), prompts[0]), prompts)
+
+
+def encode_words(
+    encoder: DualEncoder,
+    tokens: Int64[Tensor, "C T"],
+    words: Float[Tensor, "C T W"],
+    prompts: Float[Tensor, "J N W"] | None = None,
+) -> Float[Tensor, "C D"]:
+    """Unit rows of texts from their word embeddings, before positions are added.
+
+    Args:
+        tokens: say where the texts end.
+        words: in the place of the tokens' own.
+        prompts: row j, for j > 0, takes the place of tokens 1 .. N before block j.
+    """
     pooled = _bert if encoder.text_tower.is_hf else _clip
-    return encoder.project_text(pooled(encoder, tokens, words, prompts))
+    return encoder.project_text(pooled(encoder, tokens, words, words.new_empty(0) if prompts is None else prompts))
 
 
 def _clip(encoder: DualEncoder, tokens: Tensor, words: Tensor, prompts: Tensor) -> Float[Tensor, "C W"]:
@@ -174,4 +189,13 @@ def _is_timm(visual: Any) -> bool:
     return type(getattr(visual, "trunk", None)) is VisionTransformer
 
 
-__all__ = ["INIT_STD", "encode_image", "encode_text", "first_prompts", "text_size", "tower_widths", "word_embeddings"]
+__all__ = [
+    "INIT_STD",
+    "encode_image",
+    "encode_text",
+    "encode_words",
+    "first_prompts",
+    "text_size",
+    "tower_widths",
+    "word_embeddings",
+]

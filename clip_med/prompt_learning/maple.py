@@ -53,7 +53,7 @@ class MaPLe(Method):
         self.texts = texts
         self.tokens: Tensor
         self.register_buffer(
-            "tokens", prompt_tokens(encoder, texts, config.template, replaced=config.n_ctx), persistent=False
+            "tokens", prompt_tokens(encoder, texts.names, config.template, replaced=config.n_ctx), persistent=False
         )
         self.prompts = nn.Parameter(first_prompts(encoder, self.tokens, config.n_ctx, config.depth))
         self.maps = nn.ModuleList(nn.Linear(text_width, image_width) for _ in range(config.depth))

@@ -73,7 +73,7 @@ class PromptSRC(Method):
         self.texts = texts
         self.tokens: Tensor
         self.register_buffer(
-            "tokens", prompt_tokens(encoder, texts, config.template, replaced=config.n_ctx), persistent=False
+            "tokens", prompt_tokens(encoder, texts.names, config.template, replaced=config.n_ctx), persistent=False
         )
         self.text_prompts = nn.Parameter(first_prompts(encoder, self.tokens, config.n_ctx, config.depth))
         visual = INIT_STD * torch.randn(config.depth, config.n_ctx_image, image_width)
