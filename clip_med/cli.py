@@ -25,6 +25,7 @@ from clip_med.commands import (
     pretrain,
     robustness,
     slurm,
+    vqa,
 )
 
 
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         evaluate,
         robustness,
         explain,
+        vqa,
         concepts,
         export,
         merge,

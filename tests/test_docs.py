@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,7 @@ from clip_med.config import validate
 from clip_med.knowledge.lint import lint
 from clip_med.knowledge.load import load_base, read_sources
 from clip_med.pretrain import PretrainConfig
+from zero_shot.vqa_questions import read_questions
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -53,6 +55,18 @@ def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
         assert len(commands) == count
         for command in commands:
             build_parser().parse_args(command.split())
+
+
+def test_the_commands_and_questions_of_the_evaluation_page_are_valid(tmp_path: Path) -> None:
+    page = (DOCS / "evaluation.md").read_text()
+    commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
+    assert len(commands) == 1
+    for command in commands:
+        build_parser().parse_args(shlex.split(command))
+    (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "questions.json").write_text(block)
+    (question,) = read_questions(tmp_path / "questions.json")
+    assert question.options[question.answer] == "kidney"
 
 
 def test_the_files_that_the_pages_name_exist() -> None:
