@@ -75,7 +75,7 @@ class BiomedCoOp(CoOp):
 def keep(
     scores: Float[Tensor, " N"], threshold: float, selection: Literal["zscore", "mad"] = "zscore"
 ) -> Bool[Tensor, " N"]:
-    """Which scores lie within `threshold` deviations of the middle; all of them where the deviation is 0.
+    """Which scores lie within `threshold` deviations of the middle; the nearest always, all where the deviation is 0.
 
     Example:
         >>> keep(torch.tensor([1.0, 2.0, 3.0, 50.0]), 1.4).tolist()
@@ -87,7 +87,7 @@ def keep(
     else:
         distance = (scores - scores.mean()).abs()
         deviation = scores.std() if len(scores) > 1 else scores.new_zeros(())
-    return (distance <= threshold * deviation) | (deviation == 0)
+    return (distance <= threshold * deviation) | (distance == distance.min()) | (deviation == 0)
 
 
 __all__ = ["BiomedCoOp", "BiomedCoOpConfig", "keep"]

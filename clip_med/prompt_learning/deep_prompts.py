@@ -18,7 +18,7 @@ from typing import Any, Final
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Num
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_med.models.dual_encoder import DualEncoder
 
@@ -61,9 +61,17 @@ def text_size(encoder: DualEncoder) -> tuple[int, int]:
 
 def word_embeddings(encoder: DualEncoder, tokens: Int64[Tensor, "*shape"]) -> Float[Tensor, "*shape W"]:
     """Of token ids, before positions are added."""
+    return _word_table(encoder)(tokens)
+
+
+def vocabulary_size(encoder: DualEncoder) -> int:
+    """How many token ids have a word embedding."""
+    return _word_table(encoder).num_embeddings
+
+
+def _word_table(encoder: DualEncoder) -> nn.Embedding:
     module = encoder.text_tower.module
-    table = module.transformer.embeddings.word_embeddings if encoder.text_tower.is_hf else module.token_embedding
-    return table(tokens)
+    return module.transformer.embeddings.word_embeddings if encoder.text_tower.is_hf else module.token_embedding
 
 
 @torch.no_grad()
@@ -197,5 +205,6 @@ __all__ = [
     "first_prompts",
     "text_size",
     "tower_widths",
+    "vocabulary_size",
     "word_embeddings",
 ]

@@ -112,6 +112,8 @@ def test_what_is_kept_does_not_change_with_scale_and_offset(selection: str) -> N
     assert 5 < int(kept.sum()) < 45
     assert kept.equal(keep(7 * scores - 3, 1.0, selection))  # type: ignore[arg-type]
     assert keep(scores, 1e9, selection).all()  # type: ignore[arg-type]
+    nearest = (scores - (scores.mean() if selection == "zscore" else scores.median())).abs().argmin()
+    assert keep(scores, 1e-9, selection).nonzero().flatten().tolist() == [nearest]  # type: ignore[arg-type]
 
 
 def test_descriptions_are_asked_for(tmp_path: Path) -> None:
