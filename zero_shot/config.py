@@ -34,7 +34,7 @@ class ClassificationTask:
 
 @config
 class RetrievalTask:
-    """Image-to-text and text-to-image retrieval over all captions; equal captions count as one."""
+    """Image-to-text and text-to-image retrieval over all captions."""
 
     kind: Literal["retrieval"] = "retrieval"
     name: str
@@ -42,11 +42,18 @@ class RetrievalTask:
     datasets: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     ks: tuple[PositiveInt, ...] = (1, 5, 10)
+    duplicates: Literal["one", "correct", "wrong"] = "one"
+    """Captions that are equal up to case and spaces. one: one text, right for all their images; correct: texts of their
+    own, each right for all those images; wrong: right for their own image only, as benchmarks by number have it."""
+    by: tuple[Literal["modality", "dataset"], ...] = ()
+    """Results of each modality or data set too; its queries are ranked among all items."""
 
     def __post_init__(self) -> None:
         """Refuse an evaluation of nothing, and of the same twice."""
         if not self.ks or len(set(self.ks)) != len(self.ks):
             raise ValueError(f"ks must hold one or more different numbers, got {list(self.ks)}")
+        if len(set(self.by)) != len(self.by):
+            raise ValueError(f"by must hold different names, got {list(self.by)}")
 
 
 EvalTask = ClassificationTask | RetrievalTask

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import replace
-from typing import Final
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_med.data.batch import text_id
+from clip_med.data.sample import Sample
 from zero_shot.intervals import bootstrap_mean, bootstrap_median
 from zero_shot.ranks import QueryRanks, retrieval_ranks
 from zero_shot.result import Result
@@ -16,6 +18,48 @@ from zero_shot.result import Result
 Floats = NDArray[np.floating]
 
 DIRECTIONS: Final = ("image to text", "text to image")
+
+
+Duplicates = Literal["one", "correct", "wrong"]
+
+
+@dataclass(frozen=True)
+class CaptionRows:
+    """The texts of a retrieval task: row r is `wording[words[r]]`; `texts_of`: the rows that belong to each image."""
+
+    wording: tuple[str, ...]
+    words: NDArray[np.int64]
+    texts_of: tuple[tuple[int, ...], ...]
+
+
+def caption_rows(samples: Sequence[Sample], duplicates: Duplicates = "one") -> CaptionRows:
+    """The captions of all samples as rows to be found; captions equal up to case and spaces are duplicates.
+
+    - one: duplicates are one row, right for every image that has it
+    - correct: a row for every caption of every image; duplicates are right for each other's images
+    - wrong: a row for every caption, right for its own image only, as in benchmarks that look at numbers and not at
+      words; duplicates of other images tie with the right one
+
+    Of one image, duplicates are one row always.
+    """
+    wording: dict[int, str] = {}
+    own = [{text_id(caption, "caption"): caption for caption in reversed(sample.captions)} for sample in samples]
+    for captions in own:
+        for identity in reversed(captions):
+            wording.setdefault(identity, captions[identity])
+    number = {identity: place for place, identity in enumerate(wording)}
+    named = [sorted(number[identity] for identity in captions) for captions in own]
+    if duplicates == "one":
+        return CaptionRows(tuple(wording.values()), np.arange(len(wording)), tuple(map(tuple, named)))
+    words = np.array([word for found in named for word in found], dtype=np.int64)
+    ends = np.cumsum([len(found) for found in named]).tolist()
+    if duplicates == "wrong":
+        texts_of = [tuple(range(end - len(found), end)) for end, found in zip(ends, named, strict=True)]
+    else:
+        rows = np.argsort(words, kind="stable")
+        of_word = np.split(rows, np.cumsum(np.bincount(words))[:-1])
+        texts_of = [tuple(sorted(np.concatenate([of_word[word] for word in found]).tolist())) for found in named]
+    return CaptionRows(tuple(wording.values()), words, tuple(texts_of))
 
 
 def retrieval_results(
@@ -27,10 +71,9 @@ def retrieval_results(
     chunk: int = 2048,
     sharded: bool = False,
     image_groups: Sequence[Hashable] | None = None,
-    kinds: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
 ) -> list[Result]:
-    """R@k, median rank and mAP in both directions with 95 % bootstrap intervals; first of all, then of each kind.
+    """R@k, median rank and mAP in both directions with 95 % bootstrap intervals.
 
     See `retrieval_ranks` for what is computed and for `chunk` and `sharded`. Ranks are those of the first right answer.
     Ties count by expectation in R@k and rank, and in mAP as in scikit-learn; none is decided by the order of items.
@@ -40,15 +83,12 @@ def retrieval_results(
         texts_of: per image the rows of `text_features` that belong to it; several images may share a text.
         image_groups: [N] patients; queries are then drawn by whole patients, texts together with all patients that
             share a text, see `text_groups`.
-        kinds: what to tell apart, such as modality, to the kind of each image [N]. Queries of one kind are ranked among
-            all items; a text is of every kind that one of its images has. Their results are named
-            "image to text R@1, modality CT".
 
     Raises:
-        ValueError: as `retrieval_ranks`, or groups or kinds of another number than images.
+        ValueError: as `retrieval_ranks`, or groups of another number than images.
     """
     ranks = retrieval_ranks(image_features, text_features, texts_of, chunk=chunk, sharded=sharded)
-    return results_of_ranks(ranks, texts_of, ks=ks, image_groups=image_groups, kinds=kinds or {}, seed=seed)
+    return results_of_ranks(ranks, texts_of, ks=ks, image_groups=image_groups, seed=seed)
 
 
 def results_of_ranks(
@@ -57,25 +97,24 @@ def results_of_ranks(
     *,
     ks: Sequence[int] = (1, 5, 10),
     image_groups: Sequence[Hashable] | None = None,
-    kinds: Mapping[str, Sequence[str]] | None = None,
+    images: Sequence[int] | None = None,
     seed: int = 0,
 ) -> list[Result]:
-    """As `retrieval_results`, from ranks that are known."""
-    count, texts = len(ranks[0]), len(ranks[1])
-    for name, values in (("image_groups", image_groups), *(kinds or {}).items()):
-        if values is not None and len(values) != count:
-            raise ValueError(f"{name} must hold one value for each of {count} images, got {len(values)}")
-    groups = (image_groups, None if image_groups is None else text_groups(texts_of, image_groups, texts))
+    """As `retrieval_results`, from ranks that are known, of all or of some images and of the texts that these have.
+
+    Of some images, such as those of one modality: queries are theirs, still ranked among all items. A text that images
+    of several modalities share counts in each.
+    """
+    if image_groups is not None and len(image_groups) != len(ranks[0]):
+        raise ValueError(f"image_groups must hold one of each of {len(ranks[0])} images, got {len(image_groups)}")
+    of_texts = None if image_groups is None else text_groups(texts_of, image_groups, len(ranks[1]))
+    if images is None:
+        queries = (np.arange(len(ranks[0])), np.arange(len(ranks[1])))
+    else:
+        queries = (np.array(images), np.unique([text for image in images for text in texts_of[image]]))
     results: list[Result] = []
-    for name, own, of in zip(DIRECTIONS, ranks, groups, strict=True):
-        results += _results(name, own, np.arange(len(own)), of, ks, seed)
-    for what, of_image in (kinds or {}).items():
-        for kind in sorted(set(of_image)):
-            images = [number for number, value in enumerate(of_image) if value == kind]
-            queries = (images, sorted({text for image in images for text in texts_of[image]}))
-            for name, own, rows, of in zip(DIRECTIONS, ranks, queries, groups, strict=True):
-                found = _results(name, own, np.array(rows, dtype=np.int64), of, ks, seed)
-                results += [replace(result, name=f"{result.name}, {what} {kind}") for result in found]
+    for name, own, rows, groups in zip(DIRECTIONS, ranks, queries, (image_groups, of_texts), strict=True):
+        results += _results(name, own, rows, groups, ks, seed)
     return results
 
 
@@ -125,4 +164,12 @@ def _results(
     return [replace(result, low=float("nan"), high=float("nan")) for result in results]
 
 
-__all__ = ["DIRECTIONS", "results_of_ranks", "retrieval_results", "text_groups"]
+__all__ = [
+    "DIRECTIONS",
+    "CaptionRows",
+    "Duplicates",
+    "caption_rows",
+    "results_of_ranks",
+    "retrieval_results",
+    "text_groups",
+]

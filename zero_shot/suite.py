@@ -10,7 +10,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_med.data.batch import text_id
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
@@ -20,8 +19,9 @@ from zero_shot.classify import class_scores, classification_results
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix, top_k_accuracy
+from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
-from zero_shot.retrieve import retrieval_results
+from zero_shot.retrieve import caption_rows, results_of_ranks
 
 MEAN_TOP1: Final = "mean top-1"
 _EXAMPLES: Final = 8
@@ -63,7 +63,8 @@ class TaskReport:
 
     `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
     None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
-    `recalls`, one per class over its own images; their mean is the balanced accuracy.
+    `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
+    the results of retrieval for each modality or data set that its task tells apart.
     """
 
     name: str
@@ -76,6 +77,7 @@ class TaskReport:
     recalls: tuple[Result, ...] = ()
     chance: float | None = None
     majority: float | None = None
+    kinds: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -275,17 +277,23 @@ def _classify(
 def _retrieve(
     encoder: DualEncoder, task: RetrievalTask, features: NDArray[np.float32], part: _Prepared, config: EvalConfig
 ) -> TaskReport:
-    """Images against distinct captions; an image's captions and those equal to them are all correct."""
+    """Images against the captions of all of them."""
     samples = part.samples
-    wording: dict[int, str] = {}
-    for sample in samples:
-        for caption in sample.captions:
-            wording.setdefault(text_id(caption, "caption"), caption)
-    ids = list(wording)
-    texts = text_features(encoder, list(wording.values()), precision=config.precision)
-    column = {identity: number for number, identity in enumerate(ids)}
-    texts_of = [sorted({column[text_id(caption, "caption")] for caption in sample.captions}) for sample in samples]
+    rows = caption_rows(samples, task.duplicates)
+    texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
     groups = [sample.group for sample in samples]
+    ranks = retrieval_ranks(features, texts, rows.texts_of)
+    by_kind = {
+        f"{what} {kind}": [row for row, sample in enumerate(samples) if getattr(sample, what) == kind]
+        for what in task.by
+        for kind in sorted({getattr(sample, what) for sample in samples})
+    }
+
+    def results(images: Sequence[int] | None = None) -> tuple[Result, ...]:
+        return tuple(
+            results_of_ranks(ranks, rows.texts_of, ks=task.ks, image_groups=groups, images=images, seed=config.seed)
+        )
+
     first = [
         int(number)
         for start in range(0, len(features), _CHUNK)
@@ -297,19 +305,20 @@ def _retrieve(
         # A product of one row rounds otherwise than one of many: the first of near ties is the one that was judged.
         others = [number for number in _best(cosines, _ANSWERS + 1) if number != first[row]]
         best = [first[row], *others][:_ANSWERS]
-        return [Answer(wording[ids[number]], float(cosines[number])) for number in best]
+        return [Answer(rows.wording[rows.words[number]], float(cosines[number])) for number in best]
 
     return TaskReport(
         name=task.name,
         kind=task.kind,
         n=len(samples),
-        results=tuple(retrieval_results(features, texts, texts_of, ks=task.ks, image_groups=groups, seed=config.seed)),
+        results=results(),
         examples=_examples(
             part,
             [sample.captions[0] for sample in samples],
-            [number in texts_of[row] for row, number in enumerate(first)],
+            [number in rows.texts_of[row] for row, number in enumerate(first)],
             answers,
         ),
+        kinds={name: results(images) for name, images in by_kind.items()},
     )
 
 

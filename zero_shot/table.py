@@ -28,6 +28,13 @@ def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
             line = [task.name, f"{task.n:,}", *(cell(result) for result in task.results)]
             retrieval.setdefault(tuple(result.name for result in task.results), []).append(line)
     tables += [("Retrieval", [["task", "images", *names], *lines]) for names, lines in retrieval.items()]
+    for task in evaluation.tasks:
+        if task.kinds:
+            lines = [
+                [name, f"{found[0].n:,}", *(cell(result) for result in found)] for name, found in task.kinds.items()
+            ]
+            names = [result.name for result in task.results]
+            tables.append((f"Retrieval: {task.name}", [["queries of", "images", *names], *lines]))
     return tables
 
 

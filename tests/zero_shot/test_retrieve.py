@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 
+from tests.labelled_shards import sample
 from zero_shot.intervals import bootstrap_median
 from zero_shot.ranks import QueryRanks, retrieval_ranks
 from zero_shot.result import Result
-from zero_shot.retrieve import results_of_ranks, retrieval_results, text_groups
+from zero_shot.retrieve import caption_rows, results_of_ranks, retrieval_results, text_groups
 
 Doubles = NDArray[np.float64]
 
@@ -123,18 +124,42 @@ def test_results_against_torchmetrics_and_by_hand() -> None:
     assert len(results) == 10
 
 
-def test_kinds_are_ranked_among_all_items() -> None:
+def test_queries_of_some_images_are_ranked_among_all_items() -> None:
     rng = np.random.default_rng(3)
     images, texts = unit(rng, 12, 4), unit(rng, 9, 4)
     of = [[i % 9] for i in range(12)]
-    kinds = ["CT"] * 5 + ["MRI"] * 7
     ranks = retrieval_ranks(images, texts, of)
-    results = {r.name: r for r in results_of_ranks(ranks, of, ks=(2,), kinds={"modality": kinds})}
-    assert len(results) == 18
-    assert results["image to text R@2, modality CT"].value == ranks[0].found(2)[:5].mean()
-    assert results["text to image mAP, modality MRI"].value == ranks[1].precision[[0, 1, 2, 5, 6, 7, 8]].mean()
+    ct, mri = (
+        {r.name: r for r in results_of_ranks(ranks, of, ks=(2,), images=rows)} for rows in (range(5), range(5, 12))
+    )
+    assert ct["image to text R@2"].value == ranks[0].found(2)[:5].mean()
+    assert mri["text to image mAP"].value == ranks[1].precision[[0, 1, 2, 5, 6, 7, 8]].mean()
     # Texts 0 to 2 belong to images of both.
-    assert [results[f"text to image R@2, modality {kind}"].n for kind in ("CT", "MRI")] == [5, 7]
+    assert [found["text to image R@2"].n for found in (ct, mri)] == [5, 7]
+
+
+def test_duplicates_of_captions_are_one_text_or_right_or_wrong() -> None:
+    samples = [
+        sample(i, captions=captions) for i, captions in enumerate([("A cyst.", "a  CYST."), ("A mass.",), ("A cyst.",)])
+    ]
+    one = caption_rows(samples)
+    assert (one.wording, one.words.tolist(), one.texts_of) == (("A cyst.", "A mass."), [0, 1], ((0,), (1,), (0,)))
+    right = caption_rows(samples, "correct")
+    assert (right.wording, right.words.tolist()) == (one.wording, [0, 1, 0])
+    assert right.texts_of == ((0, 2), (1,), (0, 2))
+    wrong = caption_rows(samples, "wrong")
+    assert (wrong.words.tolist(), wrong.texts_of) == ([0, 1, 0], ((0,), (1,), (2,)))
+    two = caption_rows([sample(0, captions=("B.", "A.")), sample(1, captions=("A.", "C."))], "wrong")
+    assert [[two.wording[two.words[row]] for row in rows] for rows in two.texts_of] == [["B.", "A."], ["A.", "C."]]
+    # The same image features for the two cysts: found for sure where either is right, at even odds where one is.
+    images, texts = np.eye(3)[[0, 1, 0]], np.eye(3)[:2]
+    found = {
+        name: values(retrieval_results(images, texts[rows.words], rows.texts_of, ks=(1,)))
+        for name, rows in (("one", one), ("correct", right), ("wrong", wrong))
+    }
+    assert found["one"]["image to text R@1"] == found["correct"]["image to text R@1"] == 1.0
+    assert found["wrong"]["image to text R@1"] == pytest.approx(2 / 3)
+    assert found["wrong"]["text to image R@1"] == pytest.approx(2 / 3)
 
 
 def test_texts_are_drawn_with_all_patients_that_share_them() -> None:
@@ -191,7 +216,7 @@ def test_what_cannot_be_ranked_is_named() -> None:
         retrieval_ranks(images, texts * np.array([[1], [2], [1], [1]]), of)
     with pytest.raises(ValueError, match="image feature 0 must have length 1, got nan"):
         retrieval_ranks(images * np.nan, texts, of)
-    with pytest.raises(ValueError, match="image_groups must hold one value for each of 3 images, got 2"):
+    with pytest.raises(ValueError, match="image_groups must hold one of each of 3 images, got 2"):
         retrieval_results(images, texts, of, image_groups=["a", "b"])
 
 

@@ -23,6 +23,7 @@ from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, consta
 from tests.tiny_run import TINY, tiny_config, write_shards
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.suite import TaskReport, evaluate, evaluator
+from zero_shot.table import plain
 
 PROMPTS = ClassPrompts(classes={name: (name, f"one {name}") for name in CLASSES}, templates=("{}", "An image of {}."))
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -245,6 +246,24 @@ def test_captions_that_differ_in_case_and_space_count_as_one(tmp_path: Path) -> 
     }
 
 
+def test_retrieval_by_modality_and_data_set(shards: Path) -> None:
+    task = RetrievalTask(name="r", shards=str(shards), ks=(1,), by=("modality", "dataset"), duplicates="wrong")
+    done = evaluate(Answering(lambda i: CLASS_OF[i] if i % 2 else 3, class_in), EvalConfig(tasks=(task,)))
+    (report,) = done.tasks
+    assert list(report.kinds) == ["modality CT", "modality MRI", "dataset even", "dataset odd"]
+    found = {name: results[0].value for name, results in report.kinds.items()}
+    # Odd images (CT) tie with all captions of their class, of which two are their own; even ones with all captions.
+    assert (
+        found["modality CT"]
+        == found["dataset odd"]
+        == pytest.approx(np.mean([2 / (2 * n) for n in (12, 8, 4) for _ in range(n)]))
+    )
+    assert found["modality MRI"] == pytest.approx(2 / 48)
+    assert [len(results) for results in report.kinds.values()] == [6] * 4
+    assert "queries of    images" in plain(done)
+    assert json.loads(json.dumps(done.to_dict()))["tasks"][0]["kinds"]["dataset odd"][0]["n"] == 12
+
+
 def test_evaluation_during_training(tmp_path: Path) -> None:
     """What the trainer records is what evaluating the saved model gives; the weights do not notice."""
     labelled, noise = write_labelled(tmp_path / "test"), write_shards(tmp_path / "train", 16)
@@ -272,6 +291,7 @@ def test_configurations_that_cannot_be_evaluated_are_refused() -> None:
     for tasks, message in (
         ([], "at least one task"),
         ([task, retrieval], "different names, got a, a"),
+        ([retrieval | {"by": ["modality", "modality"]}], "by must hold different names"),
         ([task | {"ensemble": "probability"}], r"equally many prompts per class, got {'a': 1, 'b': 2}"),
         ([task | {"prompts": {"classes": {"a": ["a"]}}}], "at least two classes, got \\['a'\\]"),
         ([retrieval | {"ks": [1, 1]}], "different numbers"),
