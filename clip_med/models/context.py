@@ -61,6 +61,8 @@ def extend_context(encoder: DualEncoder, context_length: int, *, keep: int = 0) 
         )
     if context_length == own:
         return encoder
+    if tower.appends_class:
+        raise ValueError("model context_length: towers with an appended class token (CoCa) are not supported")
     model_cfg = copy.deepcopy(encoder.model_cfg)
     model_cfg["text_cfg"]["context_length"] = context_length
     if tower.is_hf:

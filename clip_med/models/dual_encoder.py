@@ -25,7 +25,8 @@ _COUNTED_TOGETHER: Final = 1024
 class DualEncoder(nn.Module):
     """Encodes images and texts to unit rows of one space.
 
-    `clip` is an open_clip `CLIP` or `CustomTextCLIP`; its state dict, under open_clip's names, is what is saved.
+    `clip` is an open_clip `CLIP`, `CustomTextCLIP` or `CoCa`; its state dict, under open_clip's names, is what is
+    saved. CoCa's decoder, which writes captions, is kept and does not train: nothing here is computed with it.
     `model_cfg` is its description in open_clip's words; `tokenizer` maps texts to padded ids. `lora` says which
     adapters the towers have, if any; `clip_med.models.lora.merged_state` then gives the state dict of open_clip.
     """
@@ -46,6 +47,8 @@ class DualEncoder(nn.Module):
         self.preprocess = preprocess
         self.tokenizer = tokenizer
         self.text_tower = TextTower(clip)
+        if hasattr(clip, "text_decoder"):
+            self.clip.text_decoder.requires_grad_(False)
         self.lora: AppliedLoRA | None = None
         self._locked: tuple[nn.Module, ...] = ()
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))

@@ -4,6 +4,10 @@ open_clip pads every caption to the context length (77 or 256 positions) and com
 end of a caption cannot influence a causal tower that pools at the end token, nor a tower with an attention mask, so the
 forward pass here runs over the longest caption of the batch only. Towers that attend to their padding (SigLIP: no mask,
 last position pooled) were trained with it and are never trimmed.
+
+CoCa appends a class token behind the padding, sees the whole caption from there and pools it. It keeps the last
+position when the padding is trimmed. open_clip's mask of the padding is off by one, and published weights were trained
+with it: the first padding token is seen, and the class token sees itself only where the caption fills the context.
 """
 
 from __future__ import annotations
@@ -11,6 +15,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
@@ -34,8 +39,8 @@ class TextTower:
         if not self.is_hf:
             self.pool: str = getattr(self.module, "text_pool_type" if nested is None else "pool_type")
             self.eos_id: int = getattr(self.module, "text_eos_id" if nested is None else "eos_id")
-            if getattr(self.module, "cls_emb", None) is not None or getattr(self.module, "use_pad_mask", False):
-                raise ValueError("text towers with an appended class token (CoCa) or a pad mask are not supported")
+            if getattr(self.module, "use_pad_mask", False):
+                raise ValueError("text towers without a causal mask and with a pad mask are not supported")
             if self.pool not in ("argmax", "eos", "first", "last"):
                 raise ValueError(f"text pooling {self.pool!r} is not supported; one of argmax, eos, first, last")
         self.multiple = 1
@@ -46,6 +51,11 @@ class TextTower:
     def trims(self) -> bool:
         """Whether positions after the longest caption can be left out without changing any feature."""
         return self.is_hf or (self.module.attn_mask is not None and self.pool in ("argmax", "eos"))
+
+    @property
+    def appends_class(self) -> bool:
+        """Whether a class token follows the text (CoCa), and is what is pooled."""
+        return getattr(self.module, "cls_emb", None) is not None
 
     @property
     def packs(self) -> bool:
@@ -81,6 +91,8 @@ class TextTower:
         """
         if not self.trims:
             raise ValueError("pack_text: this text tower attends to its padding, so the padding cannot be left out")
+        if self.appends_class:
+            raise ValueError("pack_text: text towers with an appended class token (CoCa) are not supported")
         if self._packing is None:
             pack = pack_bert_layers if self.is_hf else pack_clip_blocks
             self._packing = pack(self.module.transformer)
@@ -94,15 +106,43 @@ class TextTower:
         if self.is_hf:
             mask = (tokens != tower.config.pad_token_id).long()
             return tower.pooler(tower.transformer(input_ids=tokens, attention_mask=mask), mask)
-        length = tokens.shape[1]
-        dtype = tower.transformer.get_cast_dtype()
-        x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:length].to(dtype)
-        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        x, mask = self.enter(tower.token_embedding(tokens), tokens)
         return self.finish(tower.transformer(x, attn_mask=mask), tokens)
 
-    def finish(self, x: Float[Tensor, "B T W"], tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
+    def enter(
+        self, words: Float[Tensor, "B T W"], tokens: Int64[Tensor, "B T"]
+    ) -> tuple[Float[Tensor, "B T2 W"], Float[Tensor, "*heads T2 T2"] | None]:
+        """What enters the first block of an open_clip tower, from word embeddings, and its additive attention mask.
+
+        T2 is T but for the class token that CoCa appends.
+        """
+        tower = self.module
+        dtype = tower.transformer.get_cast_dtype()
+        if self.appends_class:
+            return self._enter_with_class(words.to(dtype), tokens)
+        length = tokens.shape[1]
+        mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        return words.to(dtype) + tower.positional_embedding[:length].to(dtype), mask
+
+    def _enter_with_class(self, words: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        tower = self.module
+        if tokens.shape[1] < tower.context_length:  # one padding token, which the mask lets through
+            tokens = F.pad(tokens, (0, 1), value=tower.pad_id)
+            padding = tower.token_embedding.weight[tower.pad_id].to(words.dtype)
+            words = torch.cat([words, padding.expand(len(words), 1, -1)], dim=1)
+        x = torch.cat([words, tower.cls_emb.to(words.dtype).expand(len(words), 1, -1)], dim=1)
+        length = x.shape[1]
+        positions = torch.cat([tower.positional_embedding[: length - 1], tower.positional_embedding[-1:]])
+        seen = F.pad(tokens != tower.pad_id, (1, 0), value=True)
+        causal = 0.0 if tower.attn_mask is None else tower.attn_mask[:length, :length]
+        mask = torch.where(seen, 0.0, -torch.inf)[:, None] + causal
+        return x + positions.to(x.dtype), mask.expand(-1, length, -1).repeat_interleave(tower.heads, dim=0)
+
+    def finish(self, x: Float[Tensor, "B T2 W"], tokens: Int64[Tensor, "B T"]) -> Float[Tensor, "B W"]:
         """Pooled features from the output of the last block of an open_clip tower."""
-        if self.pool in ("first", "last"):
+        if self.appends_class:
+            x = x[:, -1]
+        elif self.pool in ("first", "last"):
             x = x[:, 0 if self.pool == "first" else -1]
         else:
             x = x[torch.arange(len(x), device=x.device), self._end(tokens)]

@@ -93,10 +93,12 @@ def depth_multipliers(encoder: DualEncoder, decay: float) -> dict[str, float]:
     return multipliers
 
 
-def tower_of(name: str) -> Literal["image", "text", "scale"]:
-    """The tower that a parameter of an open_clip model belongs to, by its name."""
+def tower_of(name: str) -> Literal["image", "text", "scale", "decoder"]:
+    """The tower that a parameter of an open_clip model belongs to, by its name; the decoder is CoCa's."""
     if name.startswith("visual."):
         return "image"
+    if name.startswith("text_decoder."):
+        return "decoder"
     return "scale" if name in ("logit_scale", "logit_bias") else "text"
 
 

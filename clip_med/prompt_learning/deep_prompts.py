@@ -136,11 +136,8 @@ def encode_words(
 
 def _clip(encoder: DualEncoder, tokens: Tensor, words: Tensor, prompts: Tensor) -> Float[Tensor, "C W"]:
     tower = encoder.text_tower
-    module = tower.module
-    dtype, length = module.transformer.get_cast_dtype(), tokens.shape[1]
-    x = words.to(dtype) + module.positional_embedding[:length].to(dtype)
-    mask = None if module.attn_mask is None else module.attn_mask[:length, :length]
-    for number, block in enumerate(module.transformer.resblocks):
+    x, mask = tower.enter(words, tokens)
+    for number, block in enumerate(tower.module.transformer.resblocks):
         if 0 < number < len(prompts):
             x = _placed(x, prompts[number])
         x = block(x, attn_mask=mask)

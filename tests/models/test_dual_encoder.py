@@ -15,13 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clip_med.models.config import FolderModel, OpenClipModel, ResNetModel, ViTModel
+from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model, load_folder, relocate, resolve_folder, save_folder
 from tests.models.tiny_bert import write_bert
 
 TEXTS = ["left effusion!", "a small nodule in the upper lobe of the right lung", "!"]
 VISION = {"image_size": 32, "layers": 2, "width": 32, "patch_size": 16, "head_width": 16}
-TEXT = {"context_length": 77, "width": 32, "heads": 2, "layers": 2}
+TEXT: dict[str, Any] = {"context_length": 77, "width": 32, "heads": 2, "layers": 2}
+COCA_TEXT = TEXT | {"context_length": 76, "embed_cls": True, "output_tokens": True}
 
 
 def make(kind: str, tmp_path: Path) -> DualEncoder:
@@ -32,20 +34,25 @@ def make(kind: str, tmp_path: Path) -> DualEncoder:
     text = {
         "custom": {**TEXT},
         "eos": {**TEXT, "pool_type": "eos", "eos_id": 49407},
+        "coca": COCA_TEXT,
         "siglip": {**TEXT, "no_causal_mask": True, "pool_type": "last", "proj_bias": True},
         "bert": bert_folder(tmp_path / "bert") if kind == "bert" else {},
         "bert_mean": bert_folder(tmp_path / "bert") | {"hf_pooler_type": "mean_pooler", "hf_proj_type": "linear"}
         if kind == "bert_mean"
         else {},
     }[kind]
+    from open_clip.coca_model import CoCa
     from open_clip.model import CustomTextCLIP
     from safetensors.torch import save_file
 
     model_cfg: dict[str, Any] = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": text, "custom_text": True}
+    if kind == "coca":
+        model_cfg["vision_cfg"] = VISION | {"attentional_pool": True, "output_tokens": True}
+        model_cfg["multimodal_cfg"] = {**TEXT, "context_length": 76, "layers": 1}
     arguments = copy.deepcopy({k: v for k, v in model_cfg.items() if k != "custom_text"})
     if "hf_model_name" in text:
         arguments["text_cfg"]["hf_model_pretrained"] = False
-    clip = CustomTextCLIP(**arguments)
+    clip = (CoCa if "multimodal_cfg" in arguments else CustomTextCLIP)(**arguments)
     folder = tmp_path / "bert" if "hf_model_name" in text else tmp_path / kind
     folder.mkdir(exist_ok=True)
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {"size": 32}}))
@@ -65,7 +72,7 @@ def bert_folder(folder: Path) -> dict[str, Any]:
     }
 
 
-FAMILIES = ["vit", "custom", "eos", "siglip", "bert", "bert_mean"]
+FAMILIES = ["vit", "custom", "eos", "coca", "siglip", "bert", "bert_mean"]
 
 
 @pytest.fixture
@@ -79,7 +86,7 @@ def test_features_equal_open_clips_and_do_not_depend_on_trimming(
 ) -> None:
     encoder = encoder_of(kind)
     whole, trimmed = encoder.tokenize(TEXTS, trim=False), encoder.tokenize(TEXTS)
-    assert whole.shape == (3, 256 if kind.startswith("bert") else 77)
+    assert whole.shape == (3, 256 if kind.startswith("bert") else 76 if kind == "coca" else 77)
     # The longest text has 11 words: 11 tokens of the BERT vocabulary or 13 of CLIP's, and two special ones.
     assert trimmed.shape[1] == (77 if kind == "siglip" else 13 if kind.startswith("bert") else 15)
     assert encoder.text_tower.trims == (kind != "siglip")
@@ -90,6 +97,21 @@ def test_features_equal_open_clips_and_do_not_depend_on_trimming(
         # One caption alone, trimmed to its own length, is the same as among longer ones.
         torch.testing.assert_close(encoder.encode_text(encoder.tokenize(TEXTS[:1])), reference[:1], rtol=0, atol=1e-5)
         assert (reference[0] - reference[1]).abs().max() > 1e-3
+
+
+def test_cocas_decoder_does_not_train_and_its_class_token_stays(encoder_of: Callable[[str], DualEncoder]) -> None:
+    encoder = encoder_of("coca")
+    encoder.lock()
+    untrained = {name.partition(".")[0] for name, p in encoder.clip.named_parameters() if not p.requires_grad}
+    assert untrained == {"text_decoder"}
+    full = encoder.tokenize(["left " * 74, "left " * 73], trim=False)  # no padding, and one padding token
+    with torch.no_grad():
+        reference = encoder.clip.encode_text(full, normalize=True)
+        torch.testing.assert_close(encoder.encode_text(full), reference, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"pack_text: .* appended class token"):
+        encoder.text_tower.pack()
+    with pytest.raises(ValueError, match=r"model context_length: .* appended class token"):
+        extend_context(encoder, 100)
 
 
 def test_uint8_images_are_normalised_as_open_clip_does(encoder_of: Callable[[str], DualEncoder]) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from open_clip import SimpleTokenizer
 from torch import Tensor
 
+from clip_med.data.images import Preprocess
 from clip_med.models.config import HFTower, ResNetModel, TimmTower, TwoTowerModel, ViTModel
+from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
 from clip_med.prompt_learning.method import ClassTexts, Support
@@ -20,20 +23,38 @@ TEMPLATE = "a right upper lobe {}!"
 
 
 def encoder_of(kind: str, folder: Path) -> DualEncoder:
-    """`vit`: open_clip's; `timm_bert`: timm's ViT with BERT, dropout included; `resnet`: CLIP's."""
+    """`vit`: open_clip's; `timm_bert`: timm's ViT with BERT, dropout included; `resnet`: CLIP's; `coca`: CoCa.
+
+    `biomedclip`: as `timm_bert`, with the text pooled at its first token, an MLP head and 256 positions.
+    """
     torch.manual_seed(0)
     match kind:
         case "vit":
             vit = ViTModel(embed_dim=16, image_size=32, image_width=32, image_layers=3, text_width=24, text_layers=3)
             return build_model(vit)
-        case "timm_bert":
+        case "timm_bert" | "biomedclip":
             bert = folder / "bert"
             if not bert.exists():
                 write_bert(bert, weights=True)
             image = TimmTower(name="test_vit", image_size=160, dropout=0.5)
-            return build_model(
-                TwoTowerModel(image=image, text=HFTower(path=str(bert), context_length=40), embed_dim=16)
-            )
+            text = HFTower(path=str(bert), context_length=40)
+            if kind == "biomedclip":
+                text = HFTower(path=str(bert), context_length=256, pooler="cls_last_hidden_state_pooler", proj="mlp")
+            return build_model(TwoTowerModel(image=image, text=text, embed_dim=16))
+        case "coca":
+            text_cfg = {
+                "context_length": 76,
+                "width": 24,
+                "heads": 2,
+                "layers": 3,
+                "embed_cls": True,
+                "output_tokens": True,
+            }
+            model_cfg = ViTModel(embed_dim=16, image_size=32, image_width=32, image_layers=3).model_cfg()
+            model_cfg["vision_cfg"] |= {"attentional_pool": True, "output_tokens": True}
+            model_cfg |= {"text_cfg": text_cfg, "multimodal_cfg": text_cfg | {"layers": 1}, "custom_text": True}
+            tokenizer = SimpleTokenizer(context_length=76)
+            return DualEncoder(construct(model_cfg), model_cfg, Preprocess(size=32), tokenizer)
         case _:
             return build_model(ResNetModel(embed_dim=16, image_size=32, image_width=8, text_width=32, text_heads=2))
 

@@ -18,8 +18,9 @@ from tests.prompt_learning.few_shot import NAMES, TEMPLATE, encoder_of, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ["vit", "timm_bert"]
-DEPTH = {"vit": 3, "timm_bert": 2}
+IMAGES = ["vit", "timm_bert"]
+TEXTS = [*IMAGES, "biomedclip", "coca"]
+DEPTH = {"vit": 3, "timm_bert": 2, "biomedclip": 2, "coca": 3}
 N = 2
 
 
@@ -42,7 +43,7 @@ def prompts_for(width: int, depth: int, seed: int = 5) -> Tensor:
     return torch.randn(depth, N, width, generator=torch.Generator().manual_seed(seed)).requires_grad_()
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize("pooled_last", [False, True])
 def test_images_with_prompts(kind: str, pooled_last: bool, tmp_path: Path) -> None:
     encoder = encoder_of(kind, tmp_path).eval()
@@ -73,12 +74,12 @@ def test_images_with_prompts(kind: str, pooled_last: bool, tmp_path: Path) -> No
     assert (found - encoder.encode_image(images)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_texts_with_prompts(kind: str, tmp_path: Path) -> None:
     encoder = encoder_of(kind, tmp_path).eval()
     module = encoder.text_tower.module
-    blocks = module.transformer.encoder.layer if kind == "timm_bert" else module.transformer.resblocks
-    table = module.transformer.embeddings.word_embeddings if kind == "timm_bert" else module.token_embedding
+    blocks = module.transformer.encoder.layer if encoder.text_tower.is_hf else module.transformer.resblocks
+    table = module.transformer.embeddings.word_embeddings if encoder.text_tower.is_hf else module.token_embedding
     prompts = prompts_for(tower_widths(encoder, DEPTH[kind])[1], DEPTH[kind])
     tokens = encoder.tokenize([TEMPLATE.replace("{}", name) for name in NAMES])
 
@@ -97,7 +98,7 @@ def test_texts_with_prompts(kind: str, tmp_path: Path) -> None:
     assert (gradient.flatten(1).norm(dim=1) > 1e-6).all()
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", TEXTS)
 def test_its_own_words_change_nothing(kind: str, tmp_path: Path) -> None:
     encoder = encoder_of(kind, tmp_path).eval()
     tokens = encoder.tokenize([TEMPLATE.replace("{}", name) for name in NAMES])

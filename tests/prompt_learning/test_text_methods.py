@@ -35,7 +35,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DualEncoder]:
     folder = tmp_path_factory.mktemp("encoders")
-    return {kind: encoder_of(kind, folder).eval() for kind in ("vit", "timm_bert")}
+    return {kind: encoder_of(kind, folder).eval() for kind in ("vit", "timm_bert", "biomedclip", "coca")}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def step(method: CoOp, inputs: Tensor) -> tuple[float, Tensor]:
     return loss, method.context.grad
 
 
-@pytest.mark.parametrize("kind", ["vit", "timm_bert"])
+@pytest.mark.parametrize("kind", ["vit", "biomedclip", "coca"])
 @pytest.mark.parametrize(
     ("position", "template"),
     [("end", "a right upper lobe {}."), ("middle", "a right {} upper lobe."), ("front", "{} a right upper lobe.")],
