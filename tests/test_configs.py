@@ -11,6 +11,7 @@ from clip_med.config import configs_root, load_config
 from clip_med.models.config import TwoTowerModel
 from clip_med.models.folder import build_model
 from clip_med.pretrain import PretrainConfig
+from clip_med.training.knowledge_text import KnowledgeTextConfig
 from clip_med.training.optim import learning_rate
 from slurm.job import JobSpec
 from zero_shot.config import EvalConfig
@@ -21,6 +22,7 @@ SHIPPED = sorted(configs_root().rglob("*.yaml"))
 def test_the_number_of_configurations_is_known() -> None:
     assert [str(path.relative_to(configs_root())) for path in SHIPPED] == [
         "eval/corpus.yaml",
+        "knowledge/minilm.yaml",
         "pretrain/corpus_lora.yaml",
         "pretrain/corpus_small.yaml",
         "pretrain/demo.yaml",
@@ -36,7 +38,7 @@ def test_it_loads_and_has_a_header(path: Path) -> None:
     assert len(header) >= 3
     assert any("Command: clip-med " in line for line in header)
     loaded = load_config(config_class(path), path)
-    assert isinstance(loaded, PretrainConfig | EvalConfig | JobSpec)
+    assert isinstance(loaded, PretrainConfig | EvalConfig | JobSpec | KnowledgeTextConfig)
     if isinstance(loaded, PretrainConfig):
         # The schedule fits runs of the data that the header names (7,000 images or more).
         samples = loaded.train.total_steps(7000) * loaded.train.batch_size

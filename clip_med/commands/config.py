@@ -56,7 +56,8 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def config_class(path: Path | str) -> type[Any]:
-    """The class of a file: with `tasks` an evaluation, with `nodes` a Slurm job, any other a pretraining run."""
+    """The class of a file: with `tasks` an evaluation, with `nodes` a Slurm job, with `text` a text tower to be trained
+    on knowledge, any other a pretraining run."""
     from clip_med.config import find_config
     from clip_med.config.yaml_source import read_yaml
 
@@ -69,6 +70,10 @@ def config_class(path: Path | str) -> type[Any]:
         from slurm.job import JobSpec
 
         return JobSpec
+    if isinstance(values, dict) and "text" in values:
+        from clip_med.training.knowledge_text import KnowledgeTextConfig
+
+        return KnowledgeTextConfig
     from clip_med.pretrain import PretrainConfig
 
     return PretrainConfig

@@ -1,4 +1,4 @@
-"""`clip-med knowledge`: check files of medical knowledge, show one finding, list all."""
+"""`clip-med knowledge`: check files of medical knowledge, show one finding, list all, train a text tower on them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.knowledge_train import add_train
 from clip_med.commands.printing import print_values
 
 if TYPE_CHECKING:
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def add_parser(commands: Any) -> None:
-    """Add `knowledge check`, `knowledge show` and `knowledge list`."""
-    parser = commands.add_parser("knowledge", help="check and show medical knowledge: findings and their descriptions")
+    """Add `knowledge check`, `knowledge show`, `knowledge list` and `knowledge train`."""
+    parser = commands.add_parser(
+        "knowledge", help="medical knowledge: check and show findings, train a text tower on their descriptions"
+    )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     check = actions.add_parser(
         "check",
@@ -63,7 +66,7 @@ def add_parser(commands: Any) -> None:
         action.add_argument(
             "--knowledge", metavar="PATH", type=Path, help="a file or folder to read instead of the shipped base"
         )
-    for action in (check, show, listing):
+    for action in (check, show, listing, add_train(actions)):
         action.add_argument("--json", action="store_true", help="print one JSON object")
 
 

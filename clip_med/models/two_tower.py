@@ -12,7 +12,7 @@ from torch import nn
 
 from clip_med.config import nearest
 from clip_med.data.images import Preprocess
-from clip_med.models.config import InputOverrides, TwoTowerModel
+from clip_med.models.config import HFTower, InputOverrides, TwoTowerModel
 from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
 
@@ -35,7 +35,11 @@ def two_tower(config: TwoTowerModel) -> DualEncoder:
     if image.name.partition(".")[0] not in names:
         raise ValueError(f"model image.name {image.name!r} is not a timm model; {nearest(image.name, names)}")
     path = text_folder(text.path)
-    _check_text(path, config)
+    width = text_width(path, text)
+    if text.proj is None and width != config.embed_dim:
+        raise ValueError(
+            f"model text.proj: null needs embed_dim {width}, the width of the tower, got {config.embed_dim}"
+        )
     model_cfg = _model_cfg(config, path)
     try:
         clip: Any = construct(model_cfg)
@@ -51,7 +55,7 @@ def two_tower(config: TwoTowerModel) -> DualEncoder:
     elif image.pretrained:
         trunk.load_state_dict(timm.create_model(image.name, pretrained=True, num_classes=0).state_dict())
     if text.pretrained:
-        _load_text(clip.text.transformer, path)
+        load_text(clip.text.transformer, path)
     stated = Preprocess.from_open_clip({key: trunk.default_cfg[key] for key in ("mean", "std", "interpolation")})
     preprocess = overridden(dataclasses.replace(stated, size=image.image_size), image)
     return DualEncoder(clip, model_cfg, preprocess, HFTokenizer(path, context_length=text.context_length))
@@ -84,8 +88,13 @@ def text_folder(path: str) -> str:
     return str(folder)
 
 
-def _check_text(path: str, config: TwoTowerModel) -> None:
-    """Refuse what open_clip would only fail on later, or not at all."""
+def text_width(path: str, text: HFTower) -> int:
+    """Width of the transformer in a folder.
+
+    Raises:
+        ValueError: what open_clip would only fail on later, or not at all: no model, one of a kind that it does not
+            take, or a context length beyond its positions.
+    """
     from open_clip.hf_configs import arch_dict
     from transformers import AutoConfig
 
@@ -101,17 +110,12 @@ def _check_text(path: str, config: TwoTowerModel) -> None:
             f"model text.path {path!r} is of type {tower.model_type!r}; open_clip takes {', '.join(sorted(arch_dict))}"
         )
     width = getattr(tower, arch_dict[tower.model_type]["config_names"]["width"])
-    if config.text.proj is None and width != config.embed_dim:
-        raise ValueError(
-            f"model text.proj: null needs embed_dim {width}, the width of the tower, got {config.embed_dim}"
-        )
     positions = getattr(tower, "max_position_embeddings", None)
     if positions is not None and tower.model_type in ("roberta", "xlm-roberta"):
         positions -= tower.pad_token_id + 1  # they count positions from after the padding id
-    if positions is not None and config.text.context_length > positions:
-        raise ValueError(
-            f"model text.context_length: {path} has {positions} positions, got {config.text.context_length}"
-        )
+    if positions is not None and text.context_length > positions:
+        raise ValueError(f"model text.context_length: {path} has {positions} positions, got {text.context_length}")
+    return int(width)
 
 
 def _model_cfg(config: TwoTowerModel, text_path: str) -> dict[str, Any]:
@@ -181,7 +185,7 @@ def _load_trunk(trunk: nn.Module, file: Path) -> None:
     log.info("%s: all %d weights of the image tower; left out: %s", file, len(own), ", ".join(left_out) or "none")
 
 
-def _load_text(transformer: nn.Module, path: str) -> None:
+def load_text(transformer: nn.Module, path: str) -> None:
     """Pretrained weights of the transformer, strictly: a layer with random weights would go unnoticed."""
     from safetensors import SafetensorError
     from transformers import AutoModel
@@ -209,4 +213,4 @@ def _load_text(transformer: nn.Module, path: str) -> None:
     transformer.load_state_dict({name: source[prefix + name] for name in own})
 
 
-__all__ = ["check_image_size", "overridden", "text_folder", "two_tower"]
+__all__ = ["check_image_size", "load_text", "overridden", "text_folder", "text_width", "two_tower"]
