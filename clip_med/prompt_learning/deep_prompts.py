@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from clip_med.models.dual_encoder import DualEncoder
 
+# Towers of transformers whose embeddings and layers are BERT's.
+_BERTS: Final = ("bert", "roberta", "xlm-roberta")
 # Of the normal distribution that prompts without a word to start from are drawn from.
 INIT_STD: Final = 0.02
 
@@ -30,8 +32,8 @@ def tower_widths(encoder: DualEncoder, depth: int) -> tuple[int, int]:
     """Width of the image tower's tokens and of the text tower's.
 
     Raises:
-        ValueError: a tower that takes no prompts, naming it (image: ResNet, EfficientNet; text: other than open_clip's
-            and BERT, or with packed texts), or one with fewer than `depth` blocks.
+        ValueError: a tower that takes no prompts, naming it (image: ResNet, EfficientNet; text: see
+            `text_size`), or one with fewer than `depth` blocks.
     """
     (image_width, image_blocks), (text_width, text_blocks) = _image_size(encoder.clip.visual), text_size(encoder)
     blocks = min(image_blocks, text_blocks)
@@ -44,17 +46,17 @@ def text_size(encoder: DualEncoder) -> tuple[int, int]:
     """Width and number of blocks of the text tower.
 
     Raises:
-        ValueError: a tower whose tokens cannot be replaced, naming it: other than open_clip's and BERT, or packed.
+        ValueError: a tower whose tokens cannot be replaced, naming it: not open_clip's, BERT or RoBERTa, or packed.
     """
     tower, module = encoder.text_tower, encoder.text_tower.module
     if tower.packs:
         raise ValueError("learned prompts: the text tower computes packed texts (pack_text); load the model without it")
     if not tower.is_hf:
         return module.token_embedding.embedding_dim, len(module.transformer.resblocks)
-    if module.config.model_type != "bert" or module.config.is_decoder:
+    if module.config.model_type not in _BERTS or module.config.is_decoder:
         raise ValueError(
             f"learned prompts: text towers of type {module.config.model_type!r} are not supported; "
-            "those of open_clip and 'bert' are"
+            f"those of open_clip, {', '.join(_BERTS)} are"
         )
     return module.config.hidden_size, len(module.transformer.encoder.layer)
 
@@ -150,7 +152,7 @@ def _bert(encoder: DualEncoder, tokens: Tensor, words: Tensor, prompts: Tensor) 
     module = encoder.text_tower.module
     bert = module.transformer
     real = (tokens != module.config.pad_token_id).long()
-    x = bert.embeddings(inputs_embeds=words)
+    x = bert.embeddings(inputs_embeds=words)  # positions follow each other; after the end they do not matter
     # Added to the attention scores: what a softmax of them makes 0.
     hidden = (1 - real[:, None, None, :]).to(x.dtype) * torch.finfo(x.dtype).min
     for number, layer in enumerate(bert.encoder.layer):

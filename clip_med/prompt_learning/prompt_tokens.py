@@ -32,7 +32,7 @@ def prompt_tokens(
     """The class names in a template, trimmed to the longest.
 
     Args:
-        replaced: how many tokens after the start token the caller puts others in the place of.
+        replaced: the caller puts others in the place of tokens 1 .. `replaced`, which must stand before the name.
 
     Raises:
         ValueError: a template without its place for the name or with fewer tokens than `replaced` before it, or a
@@ -40,7 +40,7 @@ def prompt_tokens(
     """
     if template.count("{}") != 1:
         raise ValueError(f"template {template!r} must hold {{}} exactly once, where the class name goes")
-    before = end_of_words(encoder, template.partition("{}")[0]) - end_of_words(encoder, "")
+    before = end_of_words(encoder, template.partition("{}")[0]) - 1
     if before < replaced:
         raise ValueError(f"n_ctx must be at most {before} (the tokens before the name in {template!r}), got {replaced}")
     prompts = [template.replace("{}", name) for name in names]
@@ -66,7 +66,7 @@ def context_tokens(
     n_ctx = end_of_words(encoder, context) - start
     if n_ctx < 1:
         raise ValueError(f"context {context!r} has no token; give at least one word")
-    tokens = prompt_tokens(encoder, names, f"{context} {{}}.", replaced=n_ctx)
+    tokens = prompt_tokens(encoder, names, f"{context} {{}}.")
     after = start + n_ctx
     rows: list[Tensor] = []
     places: list[list[int]] = []

@@ -11,16 +11,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from clip_med.models.config import HFTower, TimmTower, TwoTowerModel
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.folder import build_model
 from clip_med.models.last_block import pool_in_last_block
 from clip_med.prompt_learning.deep_prompts import encode_image, encode_text, tower_widths, word_embeddings
+from tests.models.tiny_bert import WORDS, write_bert
 from tests.prompt_learning.few_shot import NAMES, TEMPLATE, encoder_of, noise
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 IMAGES = ["vit", "timm_bert"]
-TEXTS = [*IMAGES, "biomedclip", "coca"]
-DEPTH = {"vit": 3, "timm_bert": 2, "biomedclip": 2, "coca": 3}
+TEXTS = [*IMAGES, "biomedclip", "coca", "siglip"]
+DEPTH = {"vit": 3, "timm_bert": 2, "biomedclip": 2, "coca": 3, "siglip": 3}
 N = 2
 
 
@@ -106,14 +109,35 @@ def test_its_own_words_change_nothing(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(encode_text(encoder, tokens, own), encoder.encode_text(tokens), atol=1e-6, rtol=1e-5)
 
 
+def test_roberta_keeps_its_positions(tmp_path: Path) -> None:
+    from transformers import RobertaConfig  # type: ignore[attr-defined]
+
+    folder = write_bert(tmp_path / "roberta")
+    config = RobertaConfig(
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=50,
+        pad_token_id=0,
+    )
+    config.save_pretrained(folder)
+    text = HFTower(path=str(folder), context_length=40, pretrained=False)
+    encoder = build_model(TwoTowerModel(image=TimmTower(name="test_vit", image_size=160), text=text, embed_dim=16))
+    tokens = encoder.eval().tokenize([TEMPLATE.replace("{}", name) for name in NAMES])
+    own = word_embeddings(encoder, tokens[:1, 1 : 1 + N])
+    torch.testing.assert_close(encode_text(encoder, tokens, own), encoder.encode_text(tokens), atol=1e-6, rtol=1e-5)
+
+
 def test_towers_without_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="image tower ModifiedResNet is not supported; a vision transformer"):
         tower_widths(encoder_of("resnet", tmp_path), 1)
     encoder: DualEncoder = encoder_of("timm_bert", tmp_path)
     with pytest.raises(ValueError, match=r"depth must be at most 2 .* got 3"):
         tower_widths(encoder, 3)
-    encoder.text_tower.module.config.model_type = "roberta"
-    with pytest.raises(ValueError, match="text towers of type 'roberta' are not supported"):
+    encoder.text_tower.module.config.model_type = "t5"
+    with pytest.raises(ValueError, match="text towers of type 't5' are not supported"):
         tower_widths(encoder, 1)
     packed = encoder_of("vit", tmp_path)
     packed.text_tower.pack()

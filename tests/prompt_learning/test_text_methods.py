@@ -35,7 +35,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 @pytest.fixture(scope="module")
 def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, DualEncoder]:
     folder = tmp_path_factory.mktemp("encoders")
-    return {kind: encoder_of(kind, folder).eval() for kind in ("vit", "timm_bert", "biomedclip", "coca")}
+    return {kind: encoder_of(kind, folder).eval() for kind in ("vit", "timm_bert", "biomedclip", "coca", "siglip")}
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def step(method: CoOp, inputs: Tensor) -> tuple[float, Tensor]:
     return loss, method.context.grad
 
 
-@pytest.mark.parametrize("kind", ["vit", "biomedclip", "coca"])
+@pytest.mark.parametrize("kind", ["vit", "biomedclip", "coca", "siglip"])
 @pytest.mark.parametrize(
     ("position", "template"),
     [("end", "a right upper lobe {}."), ("middle", "a right {} upper lobe."), ("front", "{} a right upper lobe.")],
@@ -107,7 +107,9 @@ def test_vectors_stand_where_the_context_does(encoder: DualEncoder) -> None:
     assert tokens.equal(encoder.tokenize([f"lung (left). {CONTEXT}"]))
 
 
-def test_random_contexts_of_any_length(encoder: DualEncoder, texts: ClassTexts) -> None:
+def test_random_contexts_of_any_length(
+    encoder: DualEncoder, encoders: dict[str, DualEncoder], texts: ClassTexts
+) -> None:
     torch.manual_seed(0)
     method = CoOp(CoOpConfig(n_ctx=16, class_specific=True), encoder, texts)
     assert method.context.shape == (3, 16, 24)
@@ -117,6 +119,7 @@ def test_random_contexts_of_any_length(encoder: DualEncoder, texts: ClassTexts) 
         CoOp(CoOpConfig(n_ctx=75), encoder, texts)
     with pytest.raises(ValueError, match="context '' has no token"):
         CoOp(CoOpConfig(context=""), encoder, texts)
+    assert end_of_words(encoders["siglip"], "") == 0
     full = " ".join(["lung"] * 75)
     assert (end_of_words(encoder, full), encoder.truncated([full])) == (76, 0)
 
