@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from clip_med import __version__
 from clip_med.commands import (
+    compare,
     concepts,
     config,
     data,
@@ -44,6 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         data,
         pretrain,
         evaluate,
+        compare,
         robustness,
         explain,
         vqa,

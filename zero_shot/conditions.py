@@ -16,7 +16,7 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, evaluating
-from zero_shot.config import ClassificationTask
+from zero_shot.config import ClassificationTask, EvalTask
 from zero_shot.corruptions import Corruption, corrupt
 
 Condition = tuple[Corruption, int] | None
@@ -48,14 +48,7 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
     shards = ShardSet.open(task.shards)
-    chosen = [
-        (index, sample)
-        for index, sample in ((index, shards.metadata(index)) for index in range(len(shards)))
-        if (not task.datasets or sample.dataset in task.datasets)
-        and (not task.modalities or sample.modality in task.modalities)
-    ]
-    if not chosen:
-        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
+    chosen = selected(shards, task)
     if limit is not None and limit < len(chosen):
         chosen = [chosen[number * len(chosen) // limit] for number in range(limit)]
     classes = list(task.prompts.classes)
@@ -75,6 +68,24 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
         samples=tuple(sample for _, sample in chosen),
         truth=np.array(truth, dtype=np.int64),
     )
+
+
+def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
+    """Number and metadata of every sample of a task.
+
+    Raises:
+        ValueError: there is none.
+    """
+    every = ((index, shards.metadata(index)) for index in range(len(shards)))
+    chosen = [
+        (index, sample)
+        for index, sample in every
+        if (not task.datasets or sample.dataset in task.datasets)
+        and (not task.modalities or sample.modality in task.modalities)
+    ]
+    if not chosen:
+        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
+    return chosen
 
 
 def condition_features(
@@ -120,4 +131,4 @@ def condition_features(
     return {condition: np.concatenate(rows) for condition, rows in found.items()}
 
 
-__all__ = ["Condition", "Labelled", "condition_features", "labelled"]
+__all__ = ["Condition", "Labelled", "condition_features", "labelled", "selected"]

@@ -54,7 +54,7 @@ def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]]
         "intervals over patients or cases.</p>",
     ]
     for heading, lines in table.rows(evaluation):
-        parts += [f"<h2>{heading}</h2>", _table(lines)]
+        parts += [f"<h2>{html.escape(heading)}</h2>", html_table(lines)]
     if steps:
         parts += ["<h2>Training</h2>", _curves(steps)]
     opened: dict[str, ShardSet] = {}
@@ -63,6 +63,11 @@ def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]]
         if task.confusion:
             parts.append(_matrix(task))
         parts += [f'<p class="note">{_SCORES[task.kind]}</p>', _examples(task.examples, opened)]
+    write_document(path, title, parts)
+
+
+def write_document(path: Path, title: str, parts: Sequence[str]) -> None:
+    """Write pieces of HTML as one page in the style of the report; it loads nothing from elsewhere."""
     body = "\n".join(parts)
     document = (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -73,7 +78,8 @@ def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]]
     write_atomically(path, document)
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
+def html_table(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells, the first of them the header; text is escaped, and a wide table scrolls by itself."""
     header, *rest = ["".join(f"<{tag}>{html.escape(text)}</{tag}>" for text in line) for tag, line in _tagged(lines)]
     return (
         f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>'
@@ -159,4 +165,4 @@ def _thumbnail(sample: Sample) -> bytes:
     return file.getvalue()
 
 
-__all__ = ["write_report"]
+__all__ = ["html_table", "write_document", "write_report"]

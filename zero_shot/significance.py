@@ -26,7 +26,7 @@ class Difference:
     """First less second: `value` with its 95 % interval, and the two-sided `p` that there is none.
 
     `units` patients (or images, where none is known) were compared on `n` images. `test` says where p comes from; NaN
-    where there is too little to say.
+    where there is too little to say. `error`: the standard error, where p comes from one.
     """
 
     value: float
@@ -36,6 +36,7 @@ class Difference:
     n: int
     units: int
     test: str
+    error: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: undefined values are None."""
@@ -66,7 +67,7 @@ def paired_difference(
         raise ValueError(f"first, second and groups must be of one length, got {len(first)} and {len(second)}")
     differences = first.astype(np.float64) - second.astype(np.float64)
     mean = bootstrap_mean(differences, name="difference", groups=groups, replicates=replicates, seed=seed)
-    sums = _unit_sums(differences, groups)
+    sums = unit_sums(differences, groups)
     binary = np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all()
     if len(sums) == len(first) and binary:
         test, p = "McNemar exact", mcnemar(first, second)
@@ -167,7 +168,9 @@ def auroc_difference(
         enough = all(len(np.unique(units[columns[:, k] == side])) > 1 for k in present for side in (True, False))
     error = math.sqrt(float(np.square(np.bincount(units, weights=influence)).sum())) if count else 0.0
     low = high = p = math.nan
-    if enough:
+    if not enough:
+        error = math.nan
+    else:
         low, high = max(-1.0, value - 1.959964 * error), min(1.0, value + 1.959964 * error)
         # 1e-12 of rounding is no difference; a real one without any spread has no standard error to be divided by.
         if abs(value) < 1e-12:
@@ -175,7 +178,9 @@ def auroc_difference(
         elif error > 1e-12:
             p = math.erfc(abs(value) / error / math.sqrt(2))
     test = "DeLong, by patient" if len(np.unique(units)) < count else "DeLong"
-    return Difference(value=value, low=low, high=high, p=p, n=count, units=len(np.unique(units)), test=test)
+    return Difference(
+        value=value, low=low, high=high, p=p, n=count, units=len(np.unique(units)), test=test, error=error
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -218,8 +223,9 @@ def _midranks(values: Doubles) -> Doubles:
     return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
 
 
-def _unit_sums(values: Doubles, groups: Sequence[Hashable] | None) -> Doubles:
+def unit_sums(values: Doubles, groups: Sequence[Hashable] | None) -> Doubles:
+    """The sum of values [N] of each patient; without groups the values themselves."""
     return values if groups is None else np.bincount(unit_numbers(groups), weights=values).astype(np.float64)
 
 
-__all__ = ["Difference", "auroc_difference", "holm", "mcnemar", "paired_difference", "sign_flips"]
+__all__ = ["Difference", "auroc_difference", "holm", "mcnemar", "paired_difference", "sign_flips", "unit_sums"]

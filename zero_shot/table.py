@@ -59,12 +59,13 @@ def markdown(evaluation: Evaluation) -> str:
     """The tables for a README."""
     parts: list[str] = []
     for title, (header, *lines) in rows(evaluation):
-        parts += [f"{title}:", "", _markdown_row(header), _markdown_row(["---"] * len(header))]
-        parts += [*(_markdown_row(line) for line in lines), ""]
+        parts += [f"{title}:", "", markdown_row(header), markdown_row(["---"] * len(header))]
+        parts += [*(markdown_row(line) for line in lines), ""]
     return "\n".join(parts)
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """One row of a Markdown table."""
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
@@ -79,4 +80,4 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-__all__ = ["aligned", "cell", "markdown", "plain", "rows"]
+__all__ = ["aligned", "cell", "markdown", "markdown_row", "plain", "rows"]

@@ -1,0 +1,160 @@
+"""`clip-med compare`: several models on several sets, and which differences are more than chance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zero_shot.comparison import Comparison
+    from zero_shot.prompt_choice import PromptChoice
+    from zero_shot.scores import Scores
+
+METRICS = ("top-1", "balanced accuracy", "macro AUROC")
+
+
+def add_parser(commands: Any) -> None:
+    """Add `compare`."""
+    text = "compare models task by task and over all tasks, with paired tests and mean ranks"
+    parser = commands.add_parser(
+        "compare",
+        help=text,
+        description=text + ". A MODEL is a run, a model folder or a folder of scores (NAME.scores.npz, as --out and "
+        "clip-med probe write them); NAME=PATH names it. See docs/evaluation.md.",
+        epilog="example: clip-med compare runs/a runs/b --data eval/corpus --validation val --out comparison",
+    )
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="two or more")
+    parser.add_argument(
+        "--data", metavar="CONFIG", type=Path, nargs="+", default=[], help="evaluations: YAML files or shipped names"
+    )
+    parser.add_argument(
+        "--validation",
+        metavar="SPLIT",
+        help="choose prompts for each model on this split beside each task's own, or at this location (with a /)",
+    )
+    parser.add_argument("--metric", nargs="+", default=["top-1", "macro AUROC"], choices=METRICS, help="%(default)s")
+    parser.add_argument("--level", type=float, default=0.05, help="of the tests, after Holm's correction (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of intervals and tests (%(default)s)")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="write JSON, HTML, figures and scores (a new folder)")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
+    parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    parser.set_defaults(call=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from zero_shot.comparison import compare_scores
+    from zero_shot.comparison_views import notes, prompt_table, tables, text
+
+    if arguments.out is not None and arguments.out.exists():
+        raise ValueError(f"{arguments.out}: exists; a comparison is written to a new folder")
+    if not 0 < arguments.level < 1:
+        raise ValueError(f"--level must lie in (0, 1), got {arguments.level}")
+    paths = _named(arguments.models)
+    scores, choices = _scored(paths, arguments)
+    metrics = list(dict.fromkeys(arguments.metric))
+    comparisons = [compare_scores(scores, metric=m, level=arguments.level, seed=arguments.seed) for m in metrics]
+    document = {
+        "models": {name: str(path) for name, path in paths.items()},
+        "data": [str(path) for path in arguments.data],
+        "validation": arguments.validation,
+        "prompts": {name: {task: choice.to_dict() for task, choice in own.items()} for name, own in choices.items()},
+        "comparisons": [comparison.to_dict() for comparison in comparisons],
+    }
+    if arguments.out is not None:
+        _write(arguments.out, document, comparisons, scores, choices)
+    if arguments.json:
+        print(json.dumps(document, ensure_ascii=False))
+        return 0
+    found = [table for comparison in comparisons for table in tables(comparison)]
+    if choices:
+        found.append(prompt_table(choices))
+    remarks = [line for comparison in comparisons for line in notes(comparison)]
+    print(text(found, remarks, markdown=arguments.markdown))
+    return 0
+
+
+def _named(models: list[str]) -> dict[str, Path]:
+    """Path of each model by its name: the last part of the path unless one is given."""
+    paths: dict[str, Path] = {}
+    for given in models:
+        name, separator, rest = given.partition("=")
+        path = Path(rest if separator else given)
+        name = name if separator else path.resolve().name
+        if not name or "/" in name:
+            raise ValueError(f"{given}: expected PATH or NAME=PATH, a name without /")
+        if name in paths:
+            raise ValueError(f"two models are called {name}: write NAME={path}")
+        if not path.is_dir():
+            raise ValueError(f"{path}: no such folder")
+        paths[name] = path
+    if len(paths) < 2:
+        raise ValueError(f"a comparison needs at least two models, got {', '.join(paths)}")
+    return paths
+
+
+def _scored(
+    paths: dict[str, Path], arguments: argparse.Namespace
+) -> tuple[dict[str, dict[str, Scores]], dict[str, dict[str, PromptChoice]]]:
+    """Scores by model and task, read or made, and the prompts that were chosen."""
+    from clip_med.commands.progress import ItemDisplay
+    from clip_med.config import load_config
+    from clip_med.distributed import process_group
+    from clip_med.models.folder import load_folder, resolve_folder
+    from zero_shot.config import EvalConfig
+    from zero_shot.scores import has_scores, read_scores
+    from zero_shot.scoring import choose_for_tasks, score_tasks
+
+    read = {name: read_scores(path) for name, path in paths.items() if has_scores(path)}
+    run = {name: resolve_folder(path) for name, path in paths.items() if name not in read}
+    if run and not arguments.data:
+        raise ValueError(f"{', '.join(run)}: no folder of scores; give --data to evaluate models")
+    configs = [load_config(EvalConfig, path) for path in arguments.data]
+    tasks = [task.name for config in configs for task in config.tasks]
+    if twice := [name for name in tasks if tasks.count(name) > 1]:
+        raise ValueError(f"--data: two tasks are called {twice[0]}")
+    choices: dict[str, dict[str, PromptChoice]] = {}
+    with process_group(arguments.device) as chosen, ItemDisplay() as display:
+        for name, folder in run.items():
+            encoder = load_folder(folder).to(chosen)
+
+            def step(task: str, done: int, total: int, name: str = name) -> None:
+                display.on_item(f"{name}: {task}", done, total)
+
+            read[name] = {}
+            for config in configs:
+                own = None
+                if arguments.validation is not None:
+                    own = choose_for_tasks(encoder, config, arguments.validation, on_progress=step)
+                    choices.setdefault(name, {}).update(own)
+                read[name] |= score_tasks(
+                    encoder, config, chosen=own, validation=arguments.validation, on_progress=step
+                )
+    return {name: read[name] for name in paths}, choices
+
+
+def _write(
+    out: Path,
+    document: dict[str, Any],
+    comparisons: list[Comparison],
+    scores: dict[str, dict[str, Scores]],
+    choices: dict[str, dict[str, PromptChoice]],
+) -> None:
+    from clip_med.data.shard_index import write_atomically
+    from zero_shot.comparison_views import write_figure, write_page
+    from zero_shot.scores import write_scores
+
+    out.mkdir(parents=True)
+    for name, own in scores.items():
+        write_scores(out / "scores" / name, own)
+    for comparison in comparisons:
+        if comparison.critical is not None:
+            for suffix in ("svg", "png"):
+                write_figure(comparison, out / f"ranks.{comparison.metric.replace(' ', '_')}.{suffix}")
+    write_page(out / "comparison.html", comparisons, choices, "Comparison of " + ", ".join(scores))
+    write_atomically(out / "comparison.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+__all__ = ["add_parser"]

@@ -1,0 +1,110 @@
+"""`clip-med compare` of models and of scores made elsewhere: tables, JSON, page, figures, and refusals."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_med.cli import main
+from clip_med.models.folder import build_model, save_folder
+from tests.labelled_shards import CLASSES, write_labelled
+from tests.tiny_run import TINY
+from zero_shot.scores import ClassScores, read_scores, write_scores
+
+CONFIG = """
+tasks:
+  - kind: classification
+    name: findings
+    shards: {shards}
+    prompts:
+      classes: {{cyst: [cyst], mass: [mass], normal: [normal]}}
+  - kind: retrieval
+    name: captions
+    shards: {shards}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, an evaluation with a validation split beside it, and scores of a third that knows everything."""
+    folder = tmp_path_factory.mktemp("compared")
+    for name in ("one", "two"):
+        torch.manual_seed(len(name) + ord(name[0]))
+        save_folder(build_model(TINY), folder / name)
+    test = write_labelled(folder / "test")
+    write_labelled(folder / "val", {i: {"key": f"v{i:02d}"} for i in range(24)})
+    (folder / "small.yaml").write_text(CONFIG.format(shards=test))
+    return folder
+
+
+def compare(folder: Path, *words: str) -> int:
+    return main(["compare", str(folder / "one"), str(folder / "two"), *words, "--device", "cpu"])
+
+
+def test_models_then_their_scores_with_those_of_a_probe(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ["--data", str(folder / "small.yaml"), "--validation", "val"]
+    out = tmp_path / "out"
+    assert compare(folder, *data, "--out", str(out), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == json.loads((out / "comparison.json").read_text())
+    assert [c["metric"] for c in document["comparisons"]] == ["top-1", "macro AUROC"]
+    assert list(document["comparisons"][0]["values"]) == [
+        "findings",
+        "captions: image to text",
+        "captions: text to image",
+    ]
+    assert document["comparisons"][1]["left_out"].keys() == {"captions: image to text", "captions: text to image"}
+    choice = document["prompts"]["two"]["findings"]
+    assert choice["balanced_accuracy"][choice["taken"]] == max(choice["balanced_accuracy"].values())
+    assert choice["validation_images"] == 24
+    page = (out / "comparison.html").read_text()
+    assert "<svg" in page
+    assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
+        "http://creativecommons.org", ""
+    )
+    assert (out / "ranks.top-1.svg").read_text().startswith("<?xml")
+    assert Image.open(BytesIO((out / "ranks.top-1.png").read_bytes())).width > 500
+    # A probe's scores of the same images come in as a folder; the models need not be run again.
+    own = read_scores(out / "scores/one")["findings"]
+    assert isinstance(own, ClassScores)
+    right = np.eye(3)[own.truth]
+    write_scores(
+        tmp_path / "probe",
+        {"findings": ClassScores(keys=own.keys, groups=own.groups, classes=CLASSES, truth=own.truth, scores=right)},
+    )
+    stored = [str(out / "scores/one"), str(out / "scores/two"), f"linear={tmp_path / 'probe'}"]
+    assert main(["compare", *stored, "--metric", "top-1"]) == 0
+    table = capsys.readouterr().out
+    assert "top-1 of 3 models" in table
+    assert "captions: image to text is left out, not scored for linear" in table
+    assert "1.000 [1.000, 1.000]" in table
+    # The same files give the same bytes.
+    for name in ("a", "b"):
+        assert main(["compare", *stored[:2], "--out", str(tmp_path / name), "--markdown"]) == 0
+        assert "| task | images | one | two |" in capsys.readouterr().out
+    for name in ("comparison.html", "ranks.top-1.svg", "comparison.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = str(folder / "one")
+    for words, message in (
+        ([one], "at least two models, got one"),
+        ([one, one], "two models are called one: write NAME="),
+        ([one, f"a/b={one}"], "a name without /"),
+        ([one, str(folder / "none")], "none: no such folder"),
+        ([one, f"x={one}"], "one, x: no folder of scores; give --data"),
+        ([one, f"x={one}", "--level", "2"], "--level must lie in"),
+        ([one, f"x={one}", "--out", str(folder)], "exists; a comparison is written to a new folder"),
+        ([one, f"x={one}", "--data", *[str(folder / "small.yaml")] * 2], "two tasks are called findings"),
+    ):
+        assert main(["compare", *words]) == 2
+        assert message in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""The prompts that suit a model best, chosen on validation images: one wording for all models favours some of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_med.knowledge.prompts import ClassPrompts, render_prompts
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import Precision, text_features
+from zero_shot.classify import Ensemble, class_scores
+from zero_shot.conditions import Labelled
+from zero_shot.config import ClassificationTask
+from zero_shot.metrics import balanced_accuracy, confusion_matrix
+from zero_shot.prompt_sensitivity import TEMPLATES
+
+Floats = NDArray[np.floating]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """A way to describe the classes of a task, and how its prompts become one score."""
+
+    name: str
+    prompts: ClassPrompts
+    ensemble: Ensemble
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptChoice:
+    """The prompting taken, and the balanced accuracy [0, 1] of every candidate on `n` validation images."""
+
+    taken: Prompting
+    accuracies: dict[str, float]
+    n: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        own = {"templates": list(self.taken.prompts.templates), "ensemble": self.taken.ensemble}
+        return {"taken": self.taken.name, **own, "validation_images": self.n, "balanced_accuracy": self.accuracies}
+
+
+def candidates(task: ClassificationTask) -> tuple[Prompting, ...]:
+    """What is tried: the task's own prompts, each general template, and all of these together in two ways.
+
+    The names of the classes are the task's; nothing in the list depends on a model or on data.
+    """
+    own = Prompting(name="as configured", prompts=task.prompts, ensemble=task.ensemble)
+    every = replace(task.prompts, templates=tuple(dict.fromkeys((*task.prompts.templates, *TEMPLATES))))
+    single = [
+        Prompting(name=template, prompts=replace(task.prompts, templates=(template,)), ensemble="embedding")
+        for template in TEMPLATES
+    ]
+    together = [
+        Prompting(name=f"all templates, {ensemble}", prompts=every, ensemble=ensemble)
+        for ensemble in ("embedding", "max")
+    ]
+    return (own, *single, *together)
+
+
+def choose_prompts(
+    encoder: DualEncoder, validation: Labelled, features: Floats, *, precision: Precision = "fp32"
+) -> PromptChoice:
+    """The candidate of highest balanced accuracy on validation images; of equal ones the first.
+
+    Args:
+        validation: images that are not those to be tested on, with their task; features: [N, D] unit rows of them.
+    """
+    tried = candidates(validation.task)
+    accuracies: dict[str, float] = {}
+    for one in tried:
+        answers = prompted_scores(encoder, one, features, precision=precision).argmax(axis=1)
+        counts = confusion_matrix(answers, validation.truth, len(one.prompts.classes))
+        accuracies[one.name] = balanced_accuracy(counts)
+    taken = max(tried, key=lambda one: accuracies[one.name])
+    return PromptChoice(taken=taken, accuracies=accuracies, n=len(validation.truth))
+
+
+def prompted_scores(
+    encoder: DualEncoder, prompting: Prompting, features: Floats, *, precision: Precision = "fp32"
+) -> NDArray[np.float64]:
+    """Scores [N, C] of images for the classes as `prompting` describes them; features: [N, D] unit rows."""
+    texts: Sequence[tuple[str, ...]] = list(render_prompts(prompting.prompts).values())
+    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
+    parts = np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+    scale = float(encoder.logit_scale.detach().exp())
+    return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble)
+
+
+def validation_task(task: ClassificationTask, validation: str) -> ClassificationTask:
+    """The same task on validation data: a location, or the name of the split that lies beside the task's own.
+
+    Raises:
+        ValueError: that is the task's own data.
+
+    Example:
+        >>> prompts = ClassPrompts(classes={"a": ("a",), "b": ("b",)})
+        >>> task = ClassificationTask(name="t", shards="shards/corpus/test", prompts=prompts)
+        >>> validation_task(task, "val").shards
+        'shards/corpus/val'
+    """
+    shards = task.shards.rstrip("/")
+    location = validation if "/" in validation else "/".join([*shards.split("/")[:-1], validation])
+    if location.rstrip("/") == shards:
+        raise ValueError(f"task {task.name}: prompts cannot be chosen on {location}, the data of the test")
+    return replace(task, shards=location)
+
+
+def check_apart(validation: Labelled, tested: Sequence[str]) -> None:
+    """Refuse validation images that are tested on too; `tested`: keys of the test.
+
+    Raises:
+        ValueError: a key is in both.
+    """
+    both = sorted(set(tested) & {sample.key for sample in validation.samples})
+    if both:
+        raise ValueError(
+            f"task {validation.task.name}: {len(both)} images are in validation and test data, the first: {both[0]}"
+        )
+
+
+__all__ = [
+    "PromptChoice",
+    "Prompting",
+    "candidates",
+    "check_apart",
+    "choose_prompts",
+    "prompted_scores",
+    "validation_task",
+]
