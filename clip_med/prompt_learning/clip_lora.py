@@ -44,16 +44,16 @@ class CLIPLoRA(Method):
     encoder itself gets none. B starts at 0, so before the first step the logits are those of zero-shot with the same
     template. Dropout leaves out input features of an adapter for a whole step, in the paper for each token on its own.
 
-    Each step runs the image tower forwards and backwards, and the text tower.
+    Each step runs the image tower forwards and backwards, and the text tower. With `image=False` the image tower is
+    what it was, so the method takes features and a step runs the text tower alone.
 
     Raises:
         ValueError: a chosen tower has no attention that is known.
     """
 
-    takes = "images"
-
     def __init__(self, config: CLIPLoRAConfig, encoder: DualEncoder, texts: ClassTexts) -> None:
         super().__init__()
+        self.takes = "images" if config.image else "features"
         self.encoder = frozen_copy(encoder)
         self.texts = texts
         self.tokens: Tensor
@@ -69,9 +69,10 @@ class CLIPLoRA(Method):
         add_lora(self.encoder, adapters)
         freeze(self.encoder, image="all", text="all")
 
-    def logits(self, inputs: Num[Tensor, "B 3 S S"]) -> Float[Tensor, "B C"]:
+    def logits(self, inputs: Num[Tensor, "B ..."]) -> Float[Tensor, "B C"]:
         """Scaled cosines of the adapted towers' features."""
-        return self.texts.scale * self.encoder.encode_image(inputs) @ self.encoder.encode_text(self.tokens).T
+        image_features = self.encoder.encode_image(inputs) if self.takes == "images" else inputs
+        return self.texts.scale * image_features @ self.encoder.encode_text(self.tokens).T
 
 
 __all__ = ["CLIPLoRA", "CLIPLoRAConfig"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class Method(nn.Module, ABC):
     where the image tower itself is changed, which costs an image forward and backward pass for every step.
     """
 
-    takes: ClassVar[Literal["features", "images"]] = "features"
+    takes: Literal["features", "images"] = "features"
 
     @abstractmethod
     def logits(self, inputs: Tensor) -> Float[Tensor, "B C"]:

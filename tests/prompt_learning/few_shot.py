@@ -36,7 +36,7 @@ def encoder_of(kind: str, folder: Path) -> DualEncoder:
     """`vit`: open_clip's; `timm_bert`: timm's ViT with BERT, dropout included; `resnet`: CLIP's; `coca`: CoCa.
 
     `biomedclip`: as `timm_bert`, with the text pooled at its first token, an MLP head and 256 positions. `siglip`: no
-    mask, the last position pooled, and no start token.
+    mask, the last position pooled, and no start token. `efficientnet`: timm's, with BERT.
     """
     torch.manual_seed(0)
     match kind:
@@ -52,6 +52,10 @@ def encoder_of(kind: str, folder: Path) -> DualEncoder:
             if kind == "biomedclip":
                 text = HFTower(path=str(bert), context_length=256, pooler="cls_last_hidden_state_pooler", proj="mlp")
             return build_model(TwoTowerModel(image=image, text=text, embed_dim=16))
+        case "efficientnet":
+            image = TimmTower(name="test_efficientnet", image_size=64)
+            bert = write_bert(folder / "bert", weights=True)
+            return build_model(TwoTowerModel(image=image, text=HFTower(path=str(bert)), embed_dim=16))
         case "coca":
             text_cfg = {
                 "context_length": 76,

@@ -131,8 +131,11 @@ def test_roberta_keeps_its_positions(tmp_path: Path) -> None:
 
 
 def test_towers_without_tokens_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
     with pytest.raises(ValueError, match="image tower ModifiedResNet is not supported; a vision transformer"):
         tower_widths(encoder_of("resnet", tmp_path), 1)
+    with pytest.raises(ValueError, match="image tower EfficientNet is not supported"):
+        tower_widths(encoder_of("efficientnet", tmp_path / "other"), 1)
     encoder: DualEncoder = encoder_of("timm_bert", tmp_path)
     with pytest.raises(ValueError, match=r"depth must be at most 2 .* got 3"):
         tower_widths(encoder, 3)

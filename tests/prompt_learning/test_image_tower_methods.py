@@ -220,11 +220,17 @@ def test_lora_merged_is_lora_unmerged(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_lora_of_one_tower_leaves_the_other(tmp_path: Path) -> None:
+def test_lora_of_the_text_tower_alone_takes_features(tmp_path: Path) -> None:
     encoder = encoder_of("resnet", tmp_path)
     method = clip_lora(encoder, image=False)
+    assert method.takes == "features"
     assert all(not name.startswith("encoder.clip.visual") for name in learned(method))
     assert len(learned(method)) == 2 * 2
+    with torch.no_grad():
+        features = encoder.encode_image(noise(encoder))
+    torch.testing.assert_close(method.predict(features), class_texts(encoder).zero_shot(features), atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="image tower has no layers"):
+        clip_lora(encoder_of("efficientnet", tmp_path))
 
 
 def test_prompts_that_do_not_fit_are_refused(tmp_path: Path) -> None:
