@@ -244,7 +244,7 @@ def _mean_difference(pairs: Sequence[tuple[Scores, Scores]], metric: Metric, see
         value=mean.value,
         low=mean.low,
         high=mean.high,
-        p=sign_flips(sums, seed=seed),
+        p=sign_flips(sums),
         n=mean.n,
         units=len(sums),
         test="sign flips of patients",

@@ -142,13 +142,16 @@ class _Prepared:
     truth: NDArray[np.int64] | None
 
 
-def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress | None = None) -> Evaluation:
+def evaluate(
+    encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress | None = None, sharded: bool = False
+) -> Evaluation:
     """Run every task; intervals are drawn over whole groups (patients).
 
     All samples are selected and their labels checked before the first image is encoded.
 
     Args:
         on_progress: called with a task's name, images done and images in all.
+        sharded: every rank of the process group calls this, and retrieval is ranked in parts (see `retrieval_ranks`).
 
     Raises:
         ValueError: shards that cannot be opened, a task without samples, a sample with none or several of the classes,
@@ -170,7 +173,7 @@ def evaluate(encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress 
             report, correct = _classify(encoder, part.task, features, part, part.truth, config)
             hits[report.name] = correct, [sample.group for sample in part.samples]
         else:
-            report = _retrieve(encoder, part.task, features, part, config)
+            report = _retrieve(encoder, part.task, features, part, config, sharded)
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [hits[name] for name in sorted(hits)]
@@ -275,14 +278,19 @@ def _classify(
 
 
 def _retrieve(
-    encoder: DualEncoder, task: RetrievalTask, features: NDArray[np.float32], part: _Prepared, config: EvalConfig
+    encoder: DualEncoder,
+    task: RetrievalTask,
+    features: NDArray[np.float32],
+    part: _Prepared,
+    config: EvalConfig,
+    sharded: bool,
 ) -> TaskReport:
     """Images against the captions of all of them."""
     samples = part.samples
     rows = caption_rows(samples, task.duplicates)
     texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
     groups = [sample.group for sample in samples]
-    ranks = retrieval_ranks(features, texts, rows.texts_of)
+    ranks = retrieval_ranks(features, texts, rows.texts_of, sharded=sharded)
     by_kind = {
         f"{what} {kind}": [row for row, sample in enumerate(samples) if getattr(sample, what) == kind]
         for what in task.by

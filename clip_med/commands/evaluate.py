@@ -58,7 +58,7 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
 
     folder = resolve_folder(model)
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
-        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_item)
+        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_item, sharded=True)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
     is_run = (model / "latest.json").is_file()
     if is_run:

@@ -33,6 +33,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--batch-size", metavar="N", type=int, default=64, help="images at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and tests (%(default)s)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON here as well")
+    parser.add_argument(
+        "--scores", metavar="DIR", type=Path, help="write every answer's score here, for clip-med compare"
+    )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.set_defaults(call=_vqa)
@@ -69,6 +72,12 @@ def _vqa(arguments: argparse.Namespace) -> int:
     }
     if arguments.out is not None:
         write_atomically(arguments.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    if arguments.scores is not None:
+        from zero_shot.scores import ItemScores, write_scores
+
+        keys, groups = (tuple(getattr(q, name) for q in questions) for name in ("id", "group"))
+        scores = ItemScores(keys=keys, groups=groups, metric="accuracy", values=report.hits)
+        write_scores(arguments.scores, {arguments.questions.stem: scores})
     print(json.dumps(document, ensure_ascii=False) if arguments.json else _tables(report))
     return 0
 

@@ -107,15 +107,27 @@ def test_sign_flips_of_ones_are_mcnemar() -> None:
     for better, worse in ((3, 0), (5, 2), (6, 6), (0, 0)):
         sums = np.array([1.0] * better + [-1.0] * worse + [0.0] * 5)
         assert sign_flips(sums) == pytest.approx(mcnemar(sums > 0, sums < 0), abs=1e-12)
-    random = np.array([1.0] * 30 + [-1.0] * 16)
-    assert sign_flips(random) == pytest.approx(mcnemar(random > 0, random < 0), abs=0.01)
+    # Far out as well, where random flips would find none.
+    far = np.array([1.0] * 300 + [-1.0] * 100)
+    assert sign_flips(far) == pytest.approx(mcnemar(far > 0, far < 0), rel=1e-9)
+    assert sign_flips(far) < 1e-20
     many = np.array([1.0] * 1600 + [-1.0] * 1450)
     # The binomial is discrete: half a step of 2 in 55 standard deviations.
     assert sign_flips(many) == pytest.approx(mcnemar(many > 0, many < 0), rel=0.07)
-    assert sign_flips(random) == sign_flips(random)
-    uneven = np.array([0.5, -0.1, 0.3, 0.2])
-    sums = [abs(sum(s * x for s, x in zip(signs, uneven, strict=True))) for signs in product((1, -1), repeat=4)]
-    assert sign_flips(uneven) == np.mean([s >= 0.9 - 1e-9 for s in sums])
+
+
+def test_sign_flips_count_every_way() -> None:
+    rng = np.random.default_rng(0)
+    for trial in range(20):
+        numbers = rng.integers(-3, 4, 9).astype(float) if trial % 2 else rng.normal(0.3, 1, 9)
+        ways = np.array(list(product((1, -1), repeat=9))) @ np.abs(numbers)
+        expected = (np.abs(ways) >= abs(numbers.sum()) - 1e-9).mean()
+        assert sign_flips(numbers) == pytest.approx(expected, abs=1e-12)
+    # Against random flips, at 300 numbers of any size: two standard errors of 40,000 flips are 0.0022.
+    numbers = rng.exponential(size=300) * np.where(rng.random(300) < 0.55, 1, -1)
+    flipped = (rng.integers(0, 2, (40_000, 300)) * 2 - 1) @ numbers
+    assert sign_flips(numbers) == pytest.approx((np.abs(flipped) >= abs(numbers.sum())).mean(), abs=0.005)
+    assert sign_flips(-numbers) == sign_flips(numbers)
 
 
 def test_a_difference_keeps_patients_together_and_says_by_which_test() -> None:

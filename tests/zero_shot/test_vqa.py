@@ -16,6 +16,7 @@ from clip_med.cli import main
 from clip_med.models.folder import build_model, save_folder
 from tests.labelled_shards import STEP, Answering
 from tests.tiny_run import TINY
+from zero_shot.scores import ItemScores, read_scores
 from zero_shot.vqa import answer_questions
 from zero_shot.vqa_questions import read_questions
 
@@ -128,12 +129,16 @@ def test_a_real_encoder_against_numpy_and_the_command(
     rows = [0, 1, 2, 3, 1]
     right = (images[rows] @ texts.T).argmax(axis=1) == rows
     words = [str(tmp_path / "model"), str(path), "--images-root", str(folder), "--device", "cpu"]
-    out = ["--out", str(tmp_path / "out.json"), "--json"]
+    out = ["--out", str(tmp_path / "out.json"), "--scores", str(tmp_path / "scores"), "--json"]
     assert main(["vqa", *words, "--template", "Is it {option}?", *out]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document == json.loads((tmp_path / "out.json").read_text())
     assert document["results"][0]["value"] == right.mean()
     assert [row["score"] for row in document["answers"]] == right.astype(float).tolist()
+    stored = read_scores(tmp_path / "scores")["questions"]
+    assert isinstance(stored, ItemScores)
+    assert (stored.values == right).all()
+    assert (stored.keys, stored.groups[4]) == (("q0", "q1", "q2", "q3", "long"), "1.png")
     assert document["cut_texts"] == 0
     assert main(["vqa", *words]) == 0
     table = capsys.readouterr().out
