@@ -15,7 +15,8 @@ concentrations in place of R (d - R^2) / (1 - R^2), 3e-4 away, less what chance 
 through the frozen tower, one token at a time, since its input embeddings do not live in the space of the features.
 
 Product of experts (ours): densities exp(k mu . x) and exp(k_c mu_c . x) multiply to a von Mises-Fisher density in
-direction k mu + k_c mu_c, so that u_c is where the two fields together are densest.
+direction k mu + k_c mu_c, so that u_c is where the two fields together are densest. Where the vocabulary's field is by
+far the narrower one, all anchors lie near mu, and L_sc needs a high tau to tell them apart.
 """
 
 from __future__ import annotations
