@@ -25,8 +25,8 @@ Ints = NDArray[np.int64]
 _GRID: Final = 2.0**26
 # Up to so many right answers of a query are compared one by one with its row; beyond, the row is sorted.
 _COMPARED: Final = 8
-# Pairs whose cosines are taken at a time.
-_PAIRS: Final = 16_384
+# Rows that are held in double precision at a time, beside blocks.
+_ROWS: Final = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +84,8 @@ def retrieval_ranks(
         _check_unit(name, rows)
     images, texts = _pairs(texts_of, len(text_features))
     scores = np.empty(len(images))
-    for start in range(0, len(images), _PAIRS):
-        part = slice(start, start + _PAIRS)
+    for start in range(0, len(images), _ROWS):
+        part = slice(start, start + _ROWS)
         left, right = _on_grid(image_features[images[part]]), _on_grid(text_features[texts[part]])
         scores[part] = np.einsum("pd,pd->p", left, right)
     by_image = _Side("image to text", images, scores, len(image_features))
@@ -166,8 +166,8 @@ def _pairs(texts_of: Sequence[Sequence[int]], count: int) -> tuple[Ints, Ints]:
 
 def _check_unit(name: str, rows: Floats) -> None:
     """Unit length is what makes the cosines exact; NaN fails as well."""
-    for start in range(0, len(rows), _PAIRS):
-        part = rows[start : start + _PAIRS].astype(np.float64)
+    for start in range(0, len(rows), _ROWS):
+        part = rows[start : start + _ROWS].astype(np.float64)
         squares = np.einsum("nd,nd->n", part, part)
         wrong = np.flatnonzero(~(np.abs(squares - 1) < 1e-3))
         if len(wrong):
