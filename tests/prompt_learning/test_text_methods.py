@@ -283,3 +283,17 @@ def test_they_learn_and_leave_the_encoder(
     assert losses[-1] < losses[0]
     assert all(value.equal(before[key]) for key, value in encoder.state_dict().items())
     assert not any(module.training for module in method.modules())
+
+
+def test_what_was_learned_goes_to_other_names(encoder: DualEncoder, texts: ClassTexts) -> None:
+    torch.manual_seed(0)
+    other = ClassTexts(names=("pneumothorax", "lung"), scale=texts.scale, templates=texts.templates[1:])
+    config = CoCoOpConfig(context=CONTEXT, position="middle")
+    method = moved(CoCoOp(config, encoder, texts))
+    learned = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
+    novel = CoCoOp(config, encoder, other)
+    assert not novel.load_state_dict(learned, strict=False).unexpected_keys
+    # "lung" is the last class of both: its prompt has the same words, whatever the other names and their lengths are.
+    torch.testing.assert_close(novel.logits(rows())[:, 1], method.logits(rows())[:, 2], atol=1e-5, rtol=1e-5)
+    kept = method.state_dict()
+    assert not [name for name in kept if name in ("tokens", "embedded", "places", "anchors")]
