@@ -50,7 +50,7 @@ from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import macro_auroc
 from zero_shot.result import Result
 
-SIDES: Final = ("corpus_unimed_clip", "corpus_flair", "corpus_keep")
+SIDES: Final = ("corpus_small", "corpus_unimed_clip", "corpus_flair", "corpus_keep")
 WITH_TEXT_TOWER: Final = ("corpus_keep",)
 GROUPS: Final = ("seen", "held out")
 
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, 128 samples, one row of eight")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the JSON line here")
     parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--samples", metavar="N", type=int, default=6000, help="of each run; default: %(default)s")
+    parser.add_argument("--samples", metavar="N", type=int, default=12000, help="of each run; default: %(default)s")
     parser.add_argument("--corpus", metavar="DIR", type=Path, default=Path("../shared/corpus"))
     weights = Path("../shared/models/tf_efficientnet_lite0.safetensors")
     parser.add_argument("--weights", metavar="FILE", type=Path, default=weights)
@@ -224,9 +224,9 @@ def _summarised(
         means: list[tuple[NDArray[np.float64], list[str]]] = []
         for part in images:
             table_of_hits = np.stack([found[f"{part.task.source}/{what}"] for found in of_seed])
-            counted = ~np.isnan(table_of_hits).all(axis=0)
+            counted: NDArray[np.bool_] = np.asarray(~np.isnan(table_of_hits).all(axis=0))
             values = np.nanmean(table_of_hits[:, counted], axis=0)
-            groups = [group for group, kept in zip(part.groups, counted, strict=True) if kept]
+            groups = [group for group, kept in zip(part.groups, counted.tolist(), strict=True) if kept]
             add(part.task.source, what, bootstrap_mean(values, name=what, groups=groups), None)
             means.append((values, groups))
         by_seed = [np.mean([np.nanmean(found[f"{p.task.source}/{what}"]) for p in images]) for found in of_seed]

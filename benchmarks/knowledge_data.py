@@ -101,7 +101,7 @@ TASKS: Final = (
 
 
 def write_shards(
-    corpus: Path, out: Path, *, without: Collection[tuple[str, str]] = (), tested: bool = False
+    corpus: Path, out: Path, *, without: Collection[tuple[str, str]] = (), tested: bool = False, every: int = 1
 ) -> ShardSet:
     """The training part of the tasks' sources less some (source, label), or their test part.
 
@@ -120,7 +120,7 @@ def write_shards(
         writer.writeheader()
         writer.writerows(kept)
     split = "test" if tested else "train"
-    settings = TableConfig(split=split, overlap="keep", scrub=False, write=("label", "knowledge"))
+    settings = TableConfig(split=split, overlap="keep", scrub=False, write=("label", "knowledge"), write_always=True)
     source_to_shards(TableSource(out / "table.csv", corpus, settings), out / "shards", secret_file=out / "secret")
     shards = ShardSet.open(out / "shards" / split)
     print(f"{out.name}: {len(shards)} of {len(kept)} images became samples", flush=True)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from clip_med.config import ConfigError, validate
+from clip_med.knowledge.facets import facet_texts
+from clip_med.knowledge.hierarchy import plain_name
 from clip_med.knowledge.load import load_base
 from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts, phrase, render_prompts
 
@@ -97,3 +99,13 @@ def test_a_finding_with_nothing_to_say_is_named(tmp_path: Path) -> None:
     denied = replace(chosen, absent=("lump",))
     with pytest.raises(ValueError, match="has no negative statements"):
         render_prompts(ClassPrompts(classes={"lump": ("lump",)}, knowledge=denied))
+
+
+def test_definitions_and_appearances_of_the_base_do_not_hold_the_name() -> None:
+    """Else a class could not be recognised by its description alone."""
+    checked = 0
+    for finding in load_base().findings.values():
+        for text in facet_texts(finding, ("definition", "appearance")):
+            assert plain_name(finding.name) not in plain_name(text), finding.id
+            checked += 1
+    assert checked > 500
