@@ -62,6 +62,8 @@ def write_report(path: Path, *, title: str, metrics: Sequence[Mapping[str, Any]]
         parts.append(f"<h2>{html.escape(task.name)}</h2>")
         if task.confusion:
             parts.append(_matrix(task))
+        if task.prompts:
+            parts.append(_prompts(task))
         parts += [f'<p class="note">{_SCORES[task.kind]}</p>', _examples(task.examples, opened)]
     write_document(path, title, parts)
 
@@ -129,6 +131,17 @@ def _matrix(task: TaskReport) -> str:
         '<p class="note">Rows: truth; columns: answer.</p><div class="wide"><table class="matrix">'
         f"<tr><th></th>{head}<th>recall</th></tr>{''.join(lines)}</table></div>"
     )
+
+
+def _prompts(task: TaskReport) -> str:
+    """Every prompt of every class, folded away: some tasks have hundreds."""
+    count = sum(map(len, task.prompts.values()))
+    classes = "".join(
+        f"<dt>{html.escape(label)}</dt>{''.join(f'<dd>{html.escape(text)}</dd>' for text in texts)}"
+        for label, texts in task.prompts.items()
+    )
+    summary = f"{count} prompts of {len(task.prompts)} classes, ensemble {task.ensemble}"
+    return f"<details><summary>{html.escape(summary)}</summary><dl>{classes}</dl></details>"
 
 
 def _shaded(count: int, share: float) -> str:

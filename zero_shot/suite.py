@@ -64,7 +64,8 @@ class TaskReport:
     `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
     None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
     `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
-    the results of retrieval for each modality or data set that its task tells apart.
+    the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
+    told by, in order; `ensemble`: how they became one score.
     """
 
     name: str
@@ -78,6 +79,8 @@ class TaskReport:
     chance: float | None = None
     majority: float | None = None
     kinds: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ensemble: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -272,6 +275,8 @@ def _classify(
             recalls=tuple(recalls),
             chance=1 / len(classes),
             majority=float(confusion.sum(axis=1).max() / len(samples)),
+            prompts=prompts,
+            ensemble=task.ensemble,
         ),
         top_k_accuracy(scores, truth),
     )

@@ -9,7 +9,7 @@ from clip_med.config import PositiveInt, config
 from clip_med.knowledge.facets import NAMING, Facet, facet_texts
 from clip_med.knowledge.hierarchy import Knowledge
 from clip_med.knowledge.load import load_base, load_knowledge
-from clip_med.knowledge.modalities import known_finding
+from clip_med.knowledge.modalities import is_of_modality
 from clip_med.knowledge.schema import Finding
 
 
@@ -17,7 +17,8 @@ from clip_med.knowledge.schema import Finding
 class KnowledgePrompts:
     """What is taken from the knowledge base for every class, in this order.
 
-    A class is looked up by its label, then by each of its names; the first that means one finding counts.
+    A class is looked up by a name that is an id, then by its label, then by the other names; the first that means one
+    finding counts.
     """
 
     facets: tuple[Facet, ...] = ("name", "definition", "appearance")
@@ -129,28 +130,32 @@ def phrase(text: str) -> str:
 
 
 def _finding(label: str, names: tuple[str, ...], chosen: KnowledgePrompts, known: Knowledge) -> Finding:
-    candidates = names if label in chosen.absent else (label, *names)
+    """The finding of a class: a name that is an id says it surely, then the label, then the other names."""
+    ids = [name for name in names if name in known.findings]
+    candidates = [*ids, *(() if label in chosen.absent else (label,)), *names]
+    several = ""
     for name in candidates:
-        if chosen.modality is not None:
-            finding = known_finding(name, chosen.modality, known)
-            if finding is not None:
-                return finding
-        else:
-            try:
-                found = known.find(name)
-            except ValueError:
-                continue
-            if len(found) == 1:
-                return found[0]
-            said = ", ".join(f"{one.id} ({one.modality})" for one in found)
-            raise ValueError(
-                f"class {label!r}: {name!r} means {said}; state knowledge.modality, or give the id as name"
-            )
+        found = _of_modality(name, chosen.modality, known)
+        if len(found) == 1:
+            return found[0]
+        if found and not several:
+            meant = ", ".join(f"{one.id} ({one.modality})" for one in found)
+            several = f"; {name!r} means {meant}: state knowledge.modality, or give the id as a name"
     where = "" if chosen.modality is None else f" of modality {chosen.modality!r}"
     raise ValueError(
         f"class {label!r}: neither the label nor a name in {list(names)} is one finding{where} of "
-        f"{chosen.path or 'the shipped base'}; try: clip-med knowledge list"
+        f"{chosen.path or 'the shipped base'}{several or '; try: clip-med knowledge list'}"
     )
+
+
+def _of_modality(name: str, modality: str | None, known: Knowledge) -> tuple[Finding, ...]:
+    try:
+        found = known.find(name)
+    except ValueError:
+        return ()
+    if modality is None or (len(found) == 1 and found[0].id == name):
+        return found
+    return tuple(one for one in found if one.modality is None or is_of_modality(one, modality))
 
 
 __all__ = ["ClassPrompts", "KnowledgePrompts", "phrase", "render_prompts"]

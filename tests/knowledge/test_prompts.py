@@ -79,7 +79,7 @@ def test_a_corpus_of_sentences_gives_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("classes", "settings", "said"),
     [
-        ({"drusen": ("drusen",), "glaucoma": ("glaucoma",)}, {}, "means .*oct_drusen.*state knowledge.modality"),
+        ({"drusen": ("drusen",), "glaucoma": ("glaucoma",)}, {}, r"means .*oct_drusen.*state knowledge\.modality"),
         ({"dragon": ("dragon", "a drake")}, {"modality": "CT"}, r"'dragon'.*\['dragon', 'a drake'\].*of modality 'CT'"),
         ({"cataract": ("cataract",)}, {"absent": ["glaucoma"]}, r"absent: \['glaucoma'\] are none"),
         ({"cataract": ("cataract",)}, {"facets": []}, "one or more facets"),
