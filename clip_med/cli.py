@@ -26,6 +26,7 @@ from clip_med.commands import (
     pretrain,
     robustness,
     slurm,
+    tune,
     vqa,
 )
 
@@ -53,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         export,
         merge,
         merge_compare,
+        tune,
         knowledge,
         slurm,
         config,

@@ -11,6 +11,7 @@ from clip_med.config import configs_root, load_config
 from clip_med.models.config import TwoTowerModel
 from clip_med.models.folder import build_model
 from clip_med.pretrain import PretrainConfig
+from clip_med.prompt_learning.tune_config import TuneConfig
 from clip_med.training.knowledge_text import KnowledgeTextConfig
 from clip_med.training.optim import learning_rate
 from slurm.job import JobSpec
@@ -35,6 +36,8 @@ def test_the_number_of_configurations_is_known() -> None:
         "slurm/gpu.yaml",
         "slurm/local.yaml",
         "slurm/preemptible.yaml",
+        "tune/corpus_a.yaml",
+        "tune/corpus_b.yaml",
     ]
 
 
@@ -44,7 +47,7 @@ def test_it_loads_and_has_a_header(path: Path) -> None:
     assert len(header) >= 3
     assert any("Command: clip-med " in line for line in header)
     loaded = load_config(config_class(path), path)
-    assert isinstance(loaded, PretrainConfig | EvalConfig | JobSpec | KnowledgeTextConfig)
+    assert isinstance(loaded, PretrainConfig | EvalConfig | JobSpec | KnowledgeTextConfig | TuneConfig)
     if isinstance(loaded, PretrainConfig):
         # The schedule fits runs of the data that the header names (7,000 images or more).
         samples = loaded.train.total_steps(7000) * loaded.train.batch_size

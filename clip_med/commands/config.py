@@ -56,12 +56,16 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def config_class(path: Path | str) -> type[Any]:
-    """The class of a file: with `tasks` an evaluation, with `nodes` a Slurm job, with `text` a text tower to be trained
-    on knowledge, any other a pretraining run."""
+    """The class of a file: with `methods` a few-shot grid, with `tasks` alone an evaluation, with `nodes` a Slurm job,
+    with `text` a text tower to be trained on knowledge, any other a pretraining run."""
     from clip_med.config import find_config
     from clip_med.config.yaml_source import read_yaml
 
     values = read_yaml(find_config(path)).values
+    if isinstance(values, dict) and "methods" in values:
+        from clip_med.prompt_learning.tune_config import TuneConfig
+
+        return TuneConfig
     if isinstance(values, dict) and "tasks" in values:
         from zero_shot.config import EvalConfig
 

@@ -107,6 +107,43 @@ def takes_images(config: MethodConfig) -> bool:
     return isinstance(config, MaPLeConfig | PromptSRCConfig) or (isinstance(config, CLIPLoRAConfig) and config.image)
 
 
+def transfers(config: MethodConfig) -> bool:
+    """Whether what is learned belongs to no class, so that the method can answer for classes that it has not seen."""
+    match config:
+        case CoOpConfig() | CoCoOpConfig() | KgCoOpConfig() | ProGradConfig() | BiomedCoOpConfig():
+            return not config.class_specific
+        case VMFCoOpConfig():
+            return not (config.class_specific or config.offsets)
+        case ZeroShotConfig() | MaPLeConfig() | PromptSRCConfig() | CLIPLoRAConfig() | CLIPAdapterConfig():
+            return True
+        case (
+            ConESConfig()
+            | TipAdapterConfig()
+            | TaskResConfig()
+            | LinearProbeConfig()
+            | LPPlusPlusConfig()
+            | CLAPConfig()
+        ):
+            return False
+
+
+def for_other_classes(method: Method, config: MethodConfig, encoder: DualEncoder, texts: ClassTexts) -> Method:
+    """The same learned parameters for the classes of `texts`; a method in evaluation mode.
+
+    Raises:
+        ValueError: the method does not transfer, or see `build_method`.
+    """
+    if not transfers(config):
+        raise ValueError(f"{config.kind} learns something for each class and cannot answer for other ones")
+    other = build_method(config, encoder, texts)
+    with torch.no_grad():
+        for (name, own), (also, learned) in zip(other.named_parameters(), method.named_parameters(), strict=True):
+            assert name == also
+            if learned.requires_grad:
+                own.copy_(learned)
+    return other.eval()
+
+
 def published_fit(config: MethodConfig, *, shots: int | None, images: int) -> FitConfig:
     """Optimiser and schedule as the method was published with, for so many shots (None: all) and images.
 
@@ -178,4 +215,14 @@ def adapt(
     return method.eval()
 
 
-__all__ = ["KINDS", "MethodConfig", "ZeroShotConfig", "adapt", "build_method", "published_fit", "takes_images"]
+__all__ = [
+    "KINDS",
+    "MethodConfig",
+    "ZeroShotConfig",
+    "adapt",
+    "build_method",
+    "for_other_classes",
+    "published_fit",
+    "takes_images",
+    "transfers",
+]
