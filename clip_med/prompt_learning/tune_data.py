@@ -19,6 +19,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.data.views import ViewConfig, view_batches
 from clip_med.knowledge.facets import Facet, facet_texts
 from clip_med.knowledge.load import load_base
+from clip_med.knowledge.schema import Finding
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.feature_cache import cached_view_features, image_tower_digest
 from clip_med.models.features import Progress
@@ -99,8 +100,7 @@ class TaskData:
         if self.task.descriptions is None:
             return None
         if self.task.descriptions == "knowledge":
-            known = load_base()
-            told = {name: facet_texts(known.find(name)[0], _FACETS) for name in self.names}
+            told = {name: facet_texts(_finding(name), _FACETS) for name in self.names}
             fewest = min(map(len, told.values()))
             return {name: texts[:fewest] for name, texts in told.items()}
         file = Path(self.task.descriptions)
@@ -164,6 +164,14 @@ class TaskData:
         )
         self._whole.append(split)
         return split
+
+
+def _finding(name: str) -> Finding:
+    found = load_base().find(name)
+    if len(found) > 1:
+        ids = ", ".join(finding.id for finding in found)
+        raise ValueError(f"class {name!r} stands for several findings ({ids}): give descriptions as a JSON file")
+    return found[0]
 
 
 __all__ = ["Encoding", "TaskData"]

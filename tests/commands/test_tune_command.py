@@ -186,7 +186,10 @@ def test_nothing_is_chosen_on_test_images(root: Path, kind: str, monkeypatch: py
         (["--method", "coop", "--shots", "1", "--template", "x " * 99 + "{}"], "longer than the text tower's context"),
         (["--method", "coop", "--set", "lr=3"], "--set lr=3: expected method.KEY=VALUE or fit.KEY=VALUE"),
         (["--shots", "1"], "--method is missing"),
-        (["--method", "vmf_coop", "--shots", "1", "--descriptions", "knowledge"], "finding 'mass' is not known"),
+        (
+            ["--method", "vmf_coop", "--shots", "1", "--descriptions", "knowledge"],
+            "class 'normal' stands for several findings",
+        ),
         (
             ["--method", "coop", "--shots", "1", "--descriptions", "{root}/grid.yaml"],
             "descriptions must be a JSON object",
