@@ -59,11 +59,12 @@ def notes(comparison: Comparison) -> list[str]:
 
 def prompt_table(choices: Mapping[str, Mapping[str, PromptChoice]]) -> tuple[str, Lines]:
     """The prompts each model was given, with their balanced accuracy on validation and that of the configured ones."""
-    lines = [["task", "model", "prompts", "validation", "as configured", "images"]]
+    lines = [["task", "model", "prompts", "accuracy", "as configured", "chosen on", "images"]]
     for model, own in choices.items():
         for task, choice in own.items():
             accuracies = [choice.accuracies[choice.taken.name], choice.accuracies["as configured"]]
-            shown = [choice.taken.name, *(f"{value:.3f}" for value in accuracies), f"{choice.n:,}"]
+            split = choice.shards.rstrip("/").split("/")[-1]
+            shown = [choice.taken.name, *(f"{value:.3f}" for value in accuracies), split, f"{choice.n:,}"]
             lines.append([task, model, *shown])
     ordered = [lines[0], *sorted(lines[1:], key=lambda line: line[0])]
     return "Prompts chosen on validation images (balanced accuracy)", ordered

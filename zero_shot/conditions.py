@@ -49,6 +49,8 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
         raise ValueError(f"limit must be at least 1, got {limit}")
     shards = ShardSet.open(task.shards)
     chosen = selected(shards, task)
+    if not chosen:
+        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
     if limit is not None and limit < len(chosen):
         chosen = [chosen[number * len(chosen) // limit] for number in range(limit)]
     classes = list(task.prompts.classes)
@@ -71,21 +73,14 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
 
 
 def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
-    """Number and metadata of every sample of a task.
-
-    Raises:
-        ValueError: there is none.
-    """
+    """Number and metadata of every sample of a task; there may be none."""
     every = ((index, shards.metadata(index)) for index in range(len(shards)))
-    chosen = [
+    return [
         (index, sample)
         for index, sample in every
         if (not task.datasets or sample.dataset in task.datasets)
         and (not task.modalities or sample.modality in task.modalities)
     ]
-    if not chosen:
-        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
-    return chosen
 
 
 def condition_features(

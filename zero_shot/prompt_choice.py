@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, text_features
 from zero_shot.classify import Ensemble, class_scores
-from zero_shot.conditions import Labelled
+from zero_shot.conditions import Labelled, labelled, selected
 from zero_shot.config import ClassificationTask
 from zero_shot.metrics import balanced_accuracy, confusion_matrix
 from zero_shot.prompt_sensitivity import TEMPLATES
@@ -32,16 +33,18 @@ class Prompting:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptChoice:
-    """The prompting taken, and the balanced accuracy [0, 1] of every candidate on `n` validation images."""
+    """The prompting taken, and the balanced accuracy [0, 1] of every candidate on `n` validation images of `shards`."""
 
     taken: Prompting
     accuracies: dict[str, float]
     n: int
+    shards: str
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
         own = {"templates": list(self.taken.prompts.templates), "ensemble": self.taken.ensemble}
-        return {"taken": self.taken.name, **own, "validation_images": self.n, "balanced_accuracy": self.accuracies}
+        chosen = {"chosen_on": self.shards, "images": self.n, "balanced_accuracy": self.accuracies}
+        return {"taken": self.taken.name, **own, **chosen}
 
 
 def candidates(task: ClassificationTask) -> tuple[Prompting, ...]:
@@ -77,7 +80,7 @@ def choose_prompts(
         counts = confusion_matrix(answers, validation.truth, len(one.prompts.classes))
         accuracies[one.name] = balanced_accuracy(counts)
     taken = max(tried, key=lambda one: accuracies[one.name])
-    return PromptChoice(taken=taken, accuracies=accuracies, n=len(validation.truth))
+    return PromptChoice(taken=taken, accuracies=accuracies, n=len(validation.truth), shards=validation.task.shards)
 
 
 def prompted_scores(
@@ -91,23 +94,29 @@ def prompted_scores(
     return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble)
 
 
-def validation_task(task: ClassificationTask, validation: str) -> ClassificationTask:
-    """The same task on validation data: a location, or the name of the split that lies beside the task's own.
+def validation_images(task: ClassificationTask, splits: Sequence[str]) -> Labelled:
+    """The images of a task in the first of several splits that has any.
+
+    Args:
+        splits: locations, or names of splits that lie beside the task's own.
 
     Raises:
-        ValueError: that is the task's own data.
-
-    Example:
-        >>> prompts = ClassPrompts(classes={"a": ("a",), "b": ("b",)})
-        >>> task = ClassificationTask(name="t", shards="shards/corpus/test", prompts=prompts)
-        >>> validation_task(task, "val").shards
-        'shards/corpus/val'
+        ValueError: a split that is the task's own data or cannot be opened, or no split with an image of the task.
     """
+    for split in splits:
+        own = replace(task, shards=_beside(task, split))
+        if selected(ShardSet.open(own.shards), own):
+            return labelled(own)
+    raise ValueError(f"task {task.name}: no image of its data sets and modalities in {', '.join(splits)}")
+
+
+def _beside(task: ClassificationTask, split: str) -> str:
+    """shards/corpus/val for val and a task on shards/corpus/test."""
     shards = task.shards.rstrip("/")
-    location = validation if "/" in validation else "/".join([*shards.split("/")[:-1], validation])
+    location = split if "/" in split else "/".join([*shards.split("/")[:-1], split])
     if location.rstrip("/") == shards:
         raise ValueError(f"task {task.name}: prompts cannot be chosen on {location}, the data of the test")
-    return replace(task, shards=location)
+    return location
 
 
 def check_apart(validation: Labelled, tested: Sequence[str]) -> None:
@@ -130,5 +139,5 @@ __all__ = [
     "check_apart",
     "choose_prompts",
     "prompted_scores",
-    "validation_task",
+    "validation_images",
 ]

@@ -18,7 +18,7 @@ from zero_shot.prompt_choice import (
     check_apart,
     choose_prompts,
     prompted_scores,
-    validation_task,
+    validation_images,
 )
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.retrieve import DIRECTIONS, caption_rows, text_groups
@@ -28,12 +28,12 @@ Progress = Callable[[str, int, int], None]
 
 
 def choose_for_tasks(
-    encoder: DualEncoder, config: EvalConfig, validation: str, *, on_progress: Progress | None = None
+    encoder: DualEncoder, config: EvalConfig, validation: Sequence[str], *, on_progress: Progress | None = None
 ) -> dict[str, PromptChoice]:
     """Prompts for each classification task, chosen on validation data alone: nothing of the test is opened.
 
     Args:
-        validation: a location, or the name of the split beside each task's own; see `validation_task`.
+        validation: locations, or names of splits beside each task's own; the first that has images of the task.
 
     Raises:
         ValueError: the validation data is that of the test, cannot be opened or has no image of a task.
@@ -41,7 +41,7 @@ def choose_for_tasks(
     chosen: dict[str, PromptChoice] = {}
     for task in config.tasks:
         if isinstance(task, ClassificationTask):
-            images = labelled(validation_task(task, validation))
+            images = validation_images(task, validation)
             features = _features(
                 encoder, images.shards, images.indices, config, f"{task.name} (validation)", on_progress
             )
@@ -54,7 +54,7 @@ def score_tasks(
     config: EvalConfig,
     *,
     chosen: Mapping[str, PromptChoice] | None = None,
-    validation: str | None = None,
+    validation: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores by task: of a classification for each class, of a retrieval the average precision of each query.
@@ -71,8 +71,8 @@ def score_tasks(
         match task:
             case ClassificationTask():
                 images = labelled(task)
-                if validation is not None:
-                    check_apart(labelled(validation_task(task, validation)), [sample.key for sample in images.samples])
+                if validation:
+                    check_apart(validation_images(task, validation), [sample.key for sample in images.samples])
                 own = Prompting(name="as configured", prompts=task.prompts, ensemble=task.ensemble)
                 prompting = chosen[task.name].taken if chosen is not None and task.name in chosen else own
                 found[task.name] = _classify(encoder, images, prompting, config, on_progress)
@@ -100,6 +100,8 @@ def _retrieve(
     """Average precisions of images and of captions, each direction a task of its own."""
     shards = ShardSet.open(task.shards)
     chosen = selected(shards, task)
+    if not chosen:
+        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
     samples = [sample for _, sample in chosen]
     features = _features(encoder, shards, [index for index, _ in chosen], config, task.name, on_progress)
     rows = caption_rows(samples, task.duplicates)

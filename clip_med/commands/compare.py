@@ -32,7 +32,10 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--validation",
         metavar="SPLIT",
-        help="choose prompts for each model on this split beside each task's own, or at this location (with a /)",
+        nargs="+",
+        default=[],
+        help="choose prompts for each model on the first of these splits beside a task's own (or locations, with a /) "
+        "that has images of the task",
     )
     parser.add_argument("--metric", nargs="+", default=["top-1", "macro AUROC"], choices=METRICS, help="%(default)s")
     parser.add_argument("--level", type=float, default=0.05, help="of the tests, after Holm's correction (%(default)s)")
@@ -126,7 +129,7 @@ def _scored(
             read[name] = {}
             for config in configs:
                 own = None
-                if arguments.validation is not None:
+                if arguments.validation:
                     own = choose_for_tasks(encoder, config, arguments.validation, on_progress=step)
                     choices.setdefault(name, {}).update(own)
                 read[name] |= score_tasks(

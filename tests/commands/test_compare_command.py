@@ -64,7 +64,7 @@ def test_models_then_their_scores_with_those_of_a_probe(
     assert document["comparisons"][1]["left_out"].keys() == {"captions: image to text", "captions: text to image"}
     choice = document["prompts"]["two"]["findings"]
     assert choice["balanced_accuracy"][choice["taken"]] == max(choice["balanced_accuracy"].values())
-    assert choice["validation_images"] == 24
+    assert (choice["images"], choice["chosen_on"]) == (24, str(folder / "val"))
     page = (out / "comparison.html").read_text()
     assert "<svg" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -229,29 +230,36 @@ def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
         return actual(location, *arguments)
 
     monkeypatch.setattr(ShardSet, "open", watched)
-    chosen = choose_for_tasks(picky, config, "val")
-    assert opened == ["val"]
+    chosen = choose_for_tasks(picky, config, ["val"])
+    assert set(opened) == {"val"}
     assert chosen["findings"].taken.name == "Diagnosis: {}."
     assert chosen["findings"].accuracies["Diagnosis: {}."] == 1.0
     assert chosen["findings"].accuracies["as configured"] == pytest.approx(1 / 3)
     assert list(chosen["findings"].accuracies) == [one.name for one in candidates(config.tasks[0])]  # type: ignore[arg-type]
     plain = score_tasks(picky, config)
-    best = score_tasks(picky, config, chosen=chosen, validation="val")
+    best = score_tasks(picky, config, chosen=chosen, validation=["val"])
     values = compare_scores({"plain": plain, "best": best}).values["findings"]
     # With the other wordings all classes tie.
     assert (values["best"].value, values["plain"].value) == (1.0, pytest.approx(1 / 3))
     # Where all do the same, the first: what is configured.
-    assert choose_for_tasks(perfect(), config, "val")["findings"].taken.name == "as configured"
+    assert choose_for_tasks(perfect(), config, ["val"])["findings"].taken.name == "as configured"
     for validation, message in (
         ("test", "cannot be chosen on .*the data of the test"),
         (f"{tmp_path}/test/", "the data of the test"),
         ("none", "none"),
     ):
         with pytest.raises(ValueError, match=message):
-            choose_for_tasks(picky, config, validation)
+            choose_for_tasks(picky, config, [validation])
+    # A split without images of the task is passed over, and the choice says where it was made.
+    mri = replace(config.tasks[0], datasets=("even",))
+    write_labelled(tmp_path / "few", {i: {"key": f"f{i:02d}", "dataset": "odd"} for i in range(24)})
+    choice = choose_for_tasks(picky, replace(config, tasks=(mri,)), ["few", "val"])["findings"]
+    assert (choice.n, choice.shards) == (12, str(tmp_path / "val"))
+    with pytest.raises(ValueError, match="task findings: no image of its data sets and modalities in few"):
+        choose_for_tasks(picky, replace(config, tasks=(mri,)), ["few"])
     leaking = str(write_labelled(tmp_path / "leaking", {i: {"key": f"v{i:02d}"} for i in range(23)}))
     with pytest.raises(ValueError, match="1 images are in validation and test data, the first: k23"):
-        score_tasks(picky, config, chosen=chosen, validation=leaking)
+        score_tasks(picky, config, chosen=chosen, validation=[leaking])
 
 
 def test_scores_are_those_of_the_evaluation(tmp_path: Path) -> None:
