@@ -38,7 +38,7 @@ class Pair:
 
     `adjusted`: p by Holm over all pairs and tasks (over all pairs, for the mean). `better`: the model that is better at
     the level asked for, or None. `mcnemar`: exact p of right and wrong answers, images taken as independent; None where
-    there are no classes.
+    there are none, and for AUROC.
     """
 
     task: str
@@ -129,7 +129,7 @@ def compare_scores(
         task: {name: _value(scores, metric, seed) for name, scores in own.items()} for task, own in aligned.items()
     }
     found = [
-        (task, a, b, _difference(own[a], own[b], metric, seed), _mcnemar(own[a], own[b]))
+        (task, a, b, _difference(own[a], own[b], metric, seed), _mcnemar(own[a], own[b], metric))
         for task, own in aligned.items()
         for a, b in combinations(models, 2)
     ]
@@ -251,8 +251,8 @@ def _mean_difference(pairs: Sequence[tuple[Scores, Scores]], metric: Metric, see
     )
 
 
-def _mcnemar(first: Scores, second: Scores) -> float | None:
-    if not (isinstance(first, ClassScores) and isinstance(second, ClassScores)):
+def _mcnemar(first: Scores, second: Scores, metric: Metric) -> float | None:
+    if metric == "macro AUROC" or not (isinstance(first, ClassScores) and isinstance(second, ClassScores)):
         return None
     right = [scores.scores.argmax(axis=1) == scores.truth for scores in (first, second)]
     return mcnemar(right[0], right[1])

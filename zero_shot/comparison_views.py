@@ -37,7 +37,7 @@ def tables(comparison: Comparison, *, every_pair: bool = False) -> list[tuple[st
     shown = [pair for pair in own.pairs if every_pair or pair.better]
     lines = [["task", "first", "second", "difference [95 %]", "p", "p (Holm)", "McNemar p", "better"]]
     for pair in shown:
-        test = "" if pair.mcnemar is None else f"{pair.mcnemar:.2g}"
+        test = "" if pair.mcnemar is None else _p(pair.mcnemar)
         lines.append([pair.task, pair.first, pair.second, *_numbers(pair), test, pair.better or ""])
     which = "all" if every_pair else "those that differ"
     found.append((f"{own.metric}: {len(shown)} of {len(own.pairs)} pairs by task ({which})", lines))
@@ -192,7 +192,12 @@ def _embedded(figure: Figure) -> str:
 
 def _numbers(pair: Pair) -> list[str]:
     own = pair.difference
-    return [f"{own.value:+.3f} [{own.low:+.3f}, {own.high:+.3f}]", f"{own.p:.2g}", f"{pair.adjusted:.2g}"]
+    return [f"{own.value:+.3f} [{own.low:+.3f}, {own.high:+.3f}]", _p(own.p), _p(pair.adjusted)]
+
+
+def _p(value: float) -> str:
+    """Two digits; the far tails of a test are no numbers to quote."""
+    return "< 1e-6" if value < 1e-6 else f"{value:.2g}"
 
 
 __all__ = ["joined", "notes", "prompt_table", "rank_figure", "tables", "text", "write_figure", "write_page"]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import image_features, text_features
@@ -14,7 +16,7 @@ from zero_shot.conditions import Labelled, labelled, selected
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.prompt_choice import (
     PromptChoice,
-    Prompting,
+    candidates,
     check_apart,
     choose_prompts,
     prompted_scores,
@@ -27,84 +29,108 @@ from zero_shot.scores import ClassScores, ItemScores, Scores
 Progress = Callable[[str, int, int], None]
 
 
-def choose_for_tasks(
-    encoder: DualEncoder, config: EvalConfig, validation: Sequence[str], *, on_progress: Progress | None = None
-) -> dict[str, PromptChoice]:
-    """Prompts for each classification task, chosen on validation data alone: nothing of the test is opened.
+@dataclass(frozen=True, kw_only=True)
+class RetrievalImages:
+    """The images of a retrieval task: where they are, and their metadata."""
+
+    task: RetrievalTask
+    shards: ShardSet
+    indices: tuple[int, ...]
+    samples: tuple[Sample, ...]
+
+
+TaskImages = Labelled | RetrievalImages
+
+
+def validation_sets(config: EvalConfig, splits: Sequence[str]) -> dict[str, Labelled]:
+    """The images that prompts are chosen on, by classification task; nothing of the test is opened.
 
     Args:
-        validation: locations, or names of splits beside each task's own; the first that has images of the task.
+        splits: locations, or names of splits beside each task's own; the first that has images of the task.
 
     Raises:
-        ValueError: the validation data is that of the test, cannot be opened or has no image of a task.
+        ValueError: a split that is the data of the test, cannot be opened, or none with images of a task.
     """
-    chosen: dict[str, PromptChoice] = {}
+    return {task.name: validation_images(task, splits) for task in config.tasks if isinstance(task, ClassificationTask)}
+
+
+def evaluated_sets(config: EvalConfig, validation: Mapping[str, Labelled]) -> dict[str, TaskImages]:
+    """The images of every task.
+
+    Raises:
+        ValueError: a task without images, a label that is none of its classes, or images that are in `validation` too.
+    """
+    found: dict[str, TaskImages] = {}
     for task in config.tasks:
-        if isinstance(task, ClassificationTask):
-            images = validation_images(task, validation)
-            features = _features(
-                encoder, images.shards, images.indices, config, f"{task.name} (validation)", on_progress
-            )
-            chosen[task.name] = choose_prompts(encoder, images, features, precision=config.precision)
+        match task:
+            case ClassificationTask():
+                images = labelled(task)
+                if task.name in validation:
+                    check_apart(validation[task.name], [sample.key for sample in images.samples])
+                found[task.name] = images
+            case RetrievalTask():
+                shards = ShardSet.open(task.shards)
+                chosen = selected(shards, task)
+                if not chosen:
+                    raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
+                indices, samples = zip(*chosen, strict=True)
+                found[task.name] = RetrievalImages(task=task, shards=shards, indices=indices, samples=samples)
+    return found
+
+
+def choose_for_tasks(
+    encoder: DualEncoder,
+    validation: Mapping[str, Labelled],
+    config: EvalConfig,
+    *,
+    on_progress: Progress | None = None,
+) -> dict[str, PromptChoice]:
+    """The prompts that suit this model best, by task."""
+    chosen: dict[str, PromptChoice] = {}
+    for name, images in validation.items():
+        features = _features(encoder, images, config, f"{name} (validation)", on_progress)
+        chosen[name] = choose_prompts(encoder, images, features, precision=config.precision)
     return chosen
 
 
 def score_tasks(
     encoder: DualEncoder,
+    images: Mapping[str, TaskImages],
     config: EvalConfig,
     *,
     chosen: Mapping[str, PromptChoice] | None = None,
-    validation: Sequence[str] = (),
     on_progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores by task: of a classification for each class, of a retrieval the average precision of each query.
 
     Args:
         chosen: prompts by task; tasks without take those of the configuration.
-        validation: where they were chosen, so that images of both can be refused.
-
-    Raises:
-        ValueError: as `labelled`; images that prompts were chosen on.
     """
     found: dict[str, Scores] = {}
-    for task in config.tasks:
-        match task:
-            case ClassificationTask():
-                images = labelled(task)
-                if validation:
-                    check_apart(validation_images(task, validation), [sample.key for sample in images.samples])
-                own = Prompting(name="as configured", prompts=task.prompts, ensemble=task.ensemble)
-                prompting = chosen[task.name].taken if chosen is not None and task.name in chosen else own
-                found[task.name] = _classify(encoder, images, prompting, config, on_progress)
-            case RetrievalTask():
-                found |= _retrieve(encoder, task, config, on_progress)
+    for name, own in images.items():
+        features = _features(encoder, own, config, name, on_progress)
+        match own:
+            case Labelled():
+                choice = (chosen or {}).get(name)
+                prompting = candidates(own.task)[0] if choice is None else choice.taken
+                found[name] = ClassScores(
+                    keys=tuple(sample.key for sample in own.samples),
+                    groups=tuple(own.groups),
+                    classes=tuple(own.task.prompts.classes),
+                    truth=own.truth,
+                    scores=prompted_scores(encoder, prompting, features, precision=config.precision),
+                )
+            case RetrievalImages():
+                found |= _retrieve(encoder, own, features, config)
     return found
 
 
-def _classify(
-    encoder: DualEncoder, images: Labelled, prompting: Prompting, config: EvalConfig, on_progress: Progress | None
-) -> ClassScores:
-    features = _features(encoder, images.shards, images.indices, config, images.task.name, on_progress)
-    return ClassScores(
-        keys=tuple(sample.key for sample in images.samples),
-        groups=tuple(images.groups),
-        classes=tuple(images.task.prompts.classes),
-        truth=images.truth,
-        scores=prompted_scores(encoder, prompting, features, precision=config.precision),
-    )
-
-
 def _retrieve(
-    encoder: DualEncoder, task: RetrievalTask, config: EvalConfig, on_progress: Progress | None
+    encoder: DualEncoder, images: RetrievalImages, features: NDArray[np.float32], config: EvalConfig
 ) -> dict[str, ItemScores]:
     """Average precisions of images and of captions, each direction a task of its own."""
-    shards = ShardSet.open(task.shards)
-    chosen = selected(shards, task)
-    if not chosen:
-        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
-    samples = [sample for _, sample in chosen]
-    features = _features(encoder, shards, [index for index, _ in chosen], config, task.name, on_progress)
-    rows = caption_rows(samples, task.duplicates)
+    samples = images.samples
+    rows = caption_rows(samples, images.task.duplicates)
     texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
     ranks = retrieval_ranks(features, texts, rows.texts_of)
     groups = [sample.group for sample in samples]
@@ -112,7 +138,7 @@ def _retrieve(
     shared = [f"captions {unit}" for unit in text_groups(rows.texts_of, groups, len(texts))]
     keys = ([sample.key for sample in samples], captions)
     return {
-        f"{task.name}: {direction}": ItemScores(
+        f"{images.task.name}: {direction}": ItemScores(
             keys=tuple(names), groups=tuple(units), metric="mAP", values=own.precision
         )
         for direction, own, names, units in zip(DIRECTIONS, ranks, keys, (groups, shared), strict=True)
@@ -120,12 +146,7 @@ def _retrieve(
 
 
 def _features(
-    encoder: DualEncoder,
-    shards: ShardSet,
-    indices: Sequence[int],
-    config: EvalConfig,
-    name: str,
-    on_progress: Progress | None,
+    encoder: DualEncoder, images: TaskImages, config: EvalConfig, name: str, on_progress: Progress | None
 ) -> NDArray[np.float32]:
     def step(done: int, total: int) -> None:
         if on_progress is not None:
@@ -133,8 +154,8 @@ def _features(
 
     return image_features(
         encoder,
-        shards,
-        indices,
+        images.shards,
+        images.indices,
         batch_size=config.batch_size,
         workers=config.workers,
         precision=config.precision,
@@ -142,4 +163,4 @@ def _features(
     )
 
 
-__all__ = ["choose_for_tasks", "score_tasks"]
+__all__ = ["RetrievalImages", "TaskImages", "choose_for_tasks", "evaluated_sets", "score_tasks", "validation_sets"]

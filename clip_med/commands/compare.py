@@ -108,7 +108,7 @@ def _scored(
     from clip_med.models.folder import load_folder, resolve_folder
     from zero_shot.config import EvalConfig
     from zero_shot.scores import has_scores, read_scores
-    from zero_shot.scoring import choose_for_tasks, score_tasks
+    from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 
     read = {name: read_scores(path) for name, path in paths.items() if has_scores(path)}
     run = {name: resolve_folder(path) for name, path in paths.items() if name not in read}
@@ -119,6 +119,8 @@ def _scored(
     if twice := [name for name in tasks if tasks.count(name) > 1]:
         raise ValueError(f"--data: two tasks are called {twice[0]}")
     choices: dict[str, dict[str, PromptChoice]] = {}
+    validation = [validation_sets(config, arguments.validation) if arguments.validation else {} for config in configs]
+    tested = [evaluated_sets(config, own) for config, own in zip(configs, validation, strict=True)] if run else []
     with process_group(arguments.device) as chosen, ItemDisplay() as display:
         for name, folder in run.items():
             encoder = load_folder(folder).to(chosen)
@@ -127,14 +129,11 @@ def _scored(
                 display.on_item(f"{name}: {task}", done, total)
 
             read[name] = {}
-            for config in configs:
-                own = None
-                if arguments.validation:
-                    own = choose_for_tasks(encoder, config, arguments.validation, on_progress=step)
+            for config, choosing, images in zip(configs, validation, tested, strict=True):
+                own = choose_for_tasks(encoder, choosing, config, on_progress=step)
+                if own:
                     choices.setdefault(name, {}).update(own)
-                read[name] |= score_tasks(
-                    encoder, config, chosen=own, validation=arguments.validation, on_progress=step
-                )
+                read[name] |= score_tasks(encoder, images, config, chosen=own, on_progress=step)
     return {name: read[name] for name in paths}, choices
 
 

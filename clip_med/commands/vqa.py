@@ -89,7 +89,12 @@ def _tables(report: VqaReport) -> str:
     for result in report.results:
         gain = report.gain.get(result.name)
         shown = (
-            ["", ""] if gain is None else [f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", f"{gain.p:.3g}"]
+            ["", ""]
+            if gain is None
+            else [
+                f"{gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]",
+                "< 1e-6" if gain.p < 1e-6 else f"{gain.p:.2g}",
+            ]
         )
         lines.append(["image and text" if result.name == "accuracy" else result.name, cell(result), *shown])
     lines.append(["chance", f"{report.chance:.3f}", "", ""])

@@ -19,9 +19,9 @@ from zero_shot.comparison import Comparison, compare_scores
 from zero_shot.comparison_views import joined, notes, rank_figure, tables, text
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc
-from zero_shot.prompt_choice import candidates
+from zero_shot.prompt_choice import PromptChoice, candidates
 from zero_shot.scores import ClassScores, ItemScores, read_scores, write_scores
-from zero_shot.scoring import choose_for_tasks, score_tasks
+from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 from zero_shot.significance import auroc_difference, holm, paired_difference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -216,6 +216,10 @@ def splits(folder: Path) -> EvalConfig:
     return EvalConfig(tasks=(ClassificationTask(shards=test, **TASK), RetrievalTask(name="r", shards=test)))
 
 
+def chosen_on(encoder: Answering, config: EvalConfig, *splits: str) -> dict[str, PromptChoice]:
+    return choose_for_tasks(encoder, validation_sets(config, splits), config)
+
+
 def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -230,41 +234,42 @@ def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
         return actual(location, *arguments)
 
     monkeypatch.setattr(ShardSet, "open", watched)
-    chosen = choose_for_tasks(picky, config, ["val"])
+    chosen = chosen_on(picky, config, "val")
     assert set(opened) == {"val"}
     assert chosen["findings"].taken.name == "Diagnosis: {}."
     assert chosen["findings"].accuracies["Diagnosis: {}."] == 1.0
     assert chosen["findings"].accuracies["as configured"] == pytest.approx(1 / 3)
     assert list(chosen["findings"].accuracies) == [one.name for one in candidates(config.tasks[0])]  # type: ignore[arg-type]
-    plain = score_tasks(picky, config)
-    best = score_tasks(picky, config, chosen=chosen, validation=["val"])
+    images = evaluated_sets(config, validation_sets(config, ["val"]))
+    plain, best = score_tasks(picky, images, config), score_tasks(picky, images, config, chosen=chosen)
     values = compare_scores({"plain": plain, "best": best}).values["findings"]
     # With the other wordings all classes tie.
     assert (values["best"].value, values["plain"].value) == (1.0, pytest.approx(1 / 3))
     # Where all do the same, the first: what is configured.
-    assert choose_for_tasks(perfect(), config, ["val"])["findings"].taken.name == "as configured"
+    assert chosen_on(perfect(), config, "val")["findings"].taken.name == "as configured"
     for validation, message in (
         ("test", "cannot be chosen on .*the data of the test"),
         (f"{tmp_path}/test/", "the data of the test"),
         ("none", "none"),
     ):
         with pytest.raises(ValueError, match=message):
-            choose_for_tasks(picky, config, [validation])
+            chosen_on(picky, config, validation)
     # A split without images of the task is passed over, and the choice says where it was made.
     mri = replace(config.tasks[0], datasets=("even",))
     write_labelled(tmp_path / "few", {i: {"key": f"f{i:02d}", "dataset": "odd"} for i in range(24)})
-    choice = choose_for_tasks(picky, replace(config, tasks=(mri,)), ["few", "val"])["findings"]
+    choice = chosen_on(picky, replace(config, tasks=(mri,)), "few", "val")["findings"]
     assert (choice.n, choice.shards) == (12, str(tmp_path / "val"))
     with pytest.raises(ValueError, match="task findings: no image of its data sets and modalities in few"):
-        choose_for_tasks(picky, replace(config, tasks=(mri,)), ["few"])
+        chosen_on(picky, replace(config, tasks=(mri,)), "few")
     leaking = str(write_labelled(tmp_path / "leaking", {i: {"key": f"v{i:02d}"} for i in range(23)}))
     with pytest.raises(ValueError, match="1 images are in validation and test data, the first: k23"):
-        score_tasks(picky, config, chosen=chosen, validation=[leaking])
+        evaluated_sets(config, validation_sets(config, [leaking]))
 
 
 def test_scores_are_those_of_the_evaluation(tmp_path: Path) -> None:
     config = splits(tmp_path)
-    found = score_tasks(Answering(lambda i: CLASS_OF[i] if i % 3 else 0, class_in), config)
+    half = Answering(lambda i: CLASS_OF[i] if i % 3 else 0, class_in)
+    found = score_tasks(half, evaluated_sets(config, {}), config)
     assert list(found) == ["findings", "r: image to text", "r: text to image"]
     classes = found["findings"]
     assert isinstance(classes, ClassScores)
