@@ -60,7 +60,7 @@ def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
 def test_the_commands_and_questions_of_the_evaluation_page_are_valid(tmp_path: Path) -> None:
     page = (DOCS / "evaluation.md").read_text()
     commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 4
     for command in commands:
         build_parser().parse_args(shlex.split(command))
     (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)

@@ -123,30 +123,30 @@ def rank_figure(comparison: Comparison) -> Figure:
     ordered = sorted(comparison.ranks.items(), key=lambda item: item[1])
     count = len(ordered)
     bars = joined([rank for _, rank in ordered], critical)
-    figure = Figure(figsize=(7, 1.3 + 0.28 * (count + len(bars))), layout="constrained")
+    left = (count + 1) // 2
+    # Heights from the axis down: a bar for each run, then the names, then the critical difference.
+    names = 0.6 * (len(bars) + 1)
+    lowest = names + left
+    figure = Figure(figsize=(7, 0.8 + 0.3 * (lowest + 1)), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlim=(0.8, count + 0.2), ylim=(-0.6 - count - 0.6 * len(bars), 1.6), yticks=[])
+    axes.set(xlim=(0.8, count + 0.2), ylim=(-lowest - 0.7, 0), yticks=[], xticks=range(1, count + 1))
     axes.xaxis.tick_top()
-    axes.set_xticks(range(1, count + 1))
     axes.spines[["left", "right", "bottom"]].set_visible(False)
     axes.set_title(f"mean rank by {comparison.metric}, {len(comparison.values)} tasks", loc="left", fontsize=10)
-    axes.plot([1, 1 + critical], [0.9, 0.9], color="#1d2733", linewidth=2)
-    axes.text(1, 1.1, f"critical difference {critical:.2f}", fontsize=8)
     for number, (first, last) in enumerate(bars):
-        height = -0.2 - 0.6 * number
-        axes.plot([ordered[first][1] - 0.03, ordered[last][1] + 0.03], [height] * 2, color="#a8321f", linewidth=4)
+        ends = [ordered[first][1] - 0.03, ordered[last][1] + 0.03]
+        axes.plot(ends, [-0.6 * (number + 1)] * 2, color="#a8321f", linewidth=4)
     for number, (name, rank) in enumerate(ordered):
-        height = -0.6 - 0.6 * len(bars) - number
-        axes.plot([rank, rank], [1.6, height], color="#1f6fb2", linewidth=1)
-        right = rank > (count + 1) / 2
-        axes.text(
-            rank + (-0.04 if right else 0.04),
-            height,
-            f"{name}  {rank:.2f}",
-            ha="right" if right else "left",
-            va="center",
-            fontsize=9,
-        )
+        # The outermost names are the highest, so that no line runs through a name.
+        better = number < left
+        height = -names - (number if better else count - 1 - number)
+        axes.plot([rank, rank], [0, height], color="#1f6fb2", linewidth=1)
+        side = {"ha": "right" if better else "left", "va": "center", "fontsize": 9}
+        axes.text(rank + (-0.04 if better else 0.04), height, f"{name}  {rank:.2f}", **side)
+    middle = (count + 1 - critical) / 2
+    axes.plot([middle, middle + critical], [-lowest, -lowest], color="#1d2733", linewidth=2)
+    label = f"critical difference {critical:.2f}"
+    axes.text((count + 1) / 2, -lowest - 0.15, label, ha="center", va="top", fontsize=8)
     return figure
 
 
