@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,12 @@ def _eval(arguments: argparse.Namespace) -> int:
     document, evaluation = evaluate_folder(
         arguments.model, config, name=arguments.config.stem, device=arguments.device, report=arguments.report
     )
+    from clip_med.distributed import place
     from zero_shot import table
 
+    if place(os.environ).rank:
+        # Every rank has the results; the first gives them.
+        return 0
     if arguments.json:
         print(json.dumps(document, ensure_ascii=False))
     else:
@@ -50,7 +55,7 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
     from clip_med.commands.progress import ItemDisplay
     from clip_med.config import config_hash
     from clip_med.data.shard_index import write_atomically
-    from clip_med.distributed import process_group
+    from clip_med.distributed import place, process_group
     from clip_med.models.folder import load_folder, resolve_folder
     from clip_med.training.metrics_log import read_metrics
     from zero_shot.report import write_report
@@ -60,6 +65,8 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
         evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_item, sharded=True)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
+    if place(os.environ).rank:
+        return document, evaluation
     is_run = (model / "latest.json").is_file()
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
