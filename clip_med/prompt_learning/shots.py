@@ -60,6 +60,18 @@ def find_classes(shards: ShardSet, dataset: str | None = None) -> tuple[str, ...
     return tuple(sorted(found))
 
 
+def all_labels(shards: ShardSet, dataset: str | None = None) -> tuple[str, ...]:
+    """Every label that a sample has, in alphabetical order.
+
+    Raises:
+        ValueError: no sample of the data set, or none with a label.
+    """
+    found = {label for sample in _samples(shards, dataset) for label in sample.labels}
+    if not found:
+        raise ValueError(f"no sample of data set {dataset or 'any'} has a label; give the classes, or other shards")
+    return tuple(sorted(found))
+
+
 def labelled(shards: ShardSet, classes: Sequence[str], *, dataset: str | None = None, name: str = "") -> Labelled:
     """Read labels and groups of all samples.
 
@@ -161,4 +173,4 @@ def _samples(shards: ShardSet, dataset: str | None) -> Iterator[Sample]:
             yield sample
 
 
-__all__ = ["MOST_VALIDATION", "Draw", "Labelled", "draw_shots", "find_classes", "labelled"]
+__all__ = ["MOST_VALIDATION", "Draw", "Labelled", "all_labels", "draw_shots", "find_classes", "labelled"]

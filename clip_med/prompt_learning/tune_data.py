@@ -168,7 +168,7 @@ class TaskData:
 
 def _finding(name: str) -> Finding:
     found = load_base().find(name)
-    if len(found) > 1:
+    if len(found) != 1:
         ids = ", ".join(finding.id for finding in found)
         raise ValueError(f"class {name!r} stands for several findings ({ids}): give descriptions as a JSON file")
     return found[0]

@@ -1,0 +1,183 @@
+"""Linear probes on frozen features: fitted to a training split, scored once on the test split, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clip_med.data.shards import ShardSet
+from clip_med.prompt_learning.linear_probe import Held, LinearProbeConfig, Targets, fit_probe
+from clip_med.prompt_learning.shots import Draw, draw_shots
+from clip_med.prompt_learning.tune_data import TaskData
+from zero_shot.classify import classification_results
+from zero_shot.intervals import bootstrap_metrics
+from zero_shot.metrics import auroc, average_precision
+from zero_shot.result import Result
+from zero_shot.scores import ClassScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOutcome:
+    """What a probe was fitted to and what it scored. `scores` only for classes of which each image has exactly one."""
+
+    classes: tuple[str, ...]
+    C: float
+    chosen_by: str
+    converged: bool
+    train: int
+    validation: int
+    results: tuple[Result, ...]
+    scores: ClassScores | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiLabelled:
+    """Samples with any number of the labels; `targets` [N, K] says which."""
+
+    shards: ShardSet
+    indices: tuple[int, ...]
+    targets: NDArray[np.bool_]
+    groups: tuple[str, ...]
+
+
+def probe_classes(
+    data: TaskData, config: LinearProbeConfig, *, shots: int | None = None, seed: int = 0
+) -> ProbeOutcome:
+    """Fit to all training images, or to `shots` of each class, and score the test split.
+
+    C is chosen on the validation split where the task has one (few-shot: min(shots, 4) images of each class), else by
+    cross-validation within the training images, patients whole. The test split is opened last.
+
+    Raises:
+        ValueError: see `draw_shots` and `fit_probe`.
+    """
+    draw = draw_shots(data.train, shots, seed=seed, validation=data.val if shots is not None else None)
+    if shots is None and data.val is not None:
+        draw = Draw(support=draw.support, validation=np.arange(len(data.val.labels)))
+    train = data.support(data.train, draw.support, images=False)
+    held: Held | None = None
+    if data.val is not None:
+        shown = data.shown(data.val, draw.validation, images=False)
+        held = shown.features[0], shown.labels
+    probe = fit_probe(
+        train.features.flatten(0, 1),
+        train.labels.repeat(len(train.features)),
+        config,
+        classes=len(data.names),
+        groups=[data.train.groups[row] for row in draw.support] * len(train.features),
+        validation=held,
+        seed=seed,
+    )
+    test = data.test
+    shown = data.shown(test, np.arange(len(test.labels)), images=False)
+    logits = probe.logits(shown.features[0]).double().numpy()
+    scores = ClassScores(
+        keys=tuple(test.shards.key(index) for index in test.indices),
+        groups=test.groups,
+        classes=data.labels,
+        truth=test.labels,
+        scores=logits,
+    )
+    return ProbeOutcome(
+        classes=data.labels,
+        C=probe.C,
+        chosen_by=probe.chosen_by,
+        converged=probe.converged,
+        train=len(draw.support),
+        validation=len(draw.validation),
+        results=tuple(classification_results(logits, test.labels, groups=test.groups, seed=seed)),
+        scores=scores,
+    )
+
+
+def multi_labelled(shards: ShardSet, classes: Sequence[str], dataset: str | None = None) -> MultiLabelled:
+    """All samples (of a data set); those with none of the labels are negatives of each.
+
+    Raises:
+        ValueError: no sample, or a label that no sample has.
+    """
+    indices: list[int] = []
+    rows: list[list[bool]] = []
+    groups: list[str] = []
+    for index in range(len(shards)):
+        sample = shards.metadata(index)
+        if dataset is None or sample.dataset == dataset:
+            indices.append(index)
+            rows.append([label in sample.labels for label in classes])
+            groups.append(sample.group)
+    if not indices:
+        raise ValueError(f"no sample of data set {dataset!r}")
+    targets = np.array(rows, dtype=bool).reshape(len(rows), len(classes))
+    if without := [label for label, count in zip(classes, targets.sum(axis=0).tolist(), strict=True) if not count]:
+        raise ValueError(f"{shards.tar(0)}: no sample has the label {without[0]!r}")
+    return MultiLabelled(shards=shards, indices=tuple(indices), targets=targets, groups=tuple(groups))
+
+
+def probe_labels(
+    splits: tuple[MultiLabelled, MultiLabelled | None, MultiLabelled],
+    features: tuple[NDArray[np.float32], NDArray[np.float32] | None, NDArray[np.float32]],
+    classes: Sequence[str],
+    config: LinearProbeConfig,
+    *,
+    seed: int = 0,
+) -> ProbeOutcome:
+    """One binary probe for each label, C common to all; AUROC and AUPRC for each and as their mean.
+
+    Args:
+        splits: training, validation (or None) and test samples; features: unit rows [N, D] of each.
+    """
+    train, val, test = splits
+    targets: Targets = torch.from_numpy(train.targets)
+    held: Held | None = None
+    if val is not None and features[1] is not None:
+        held = torch.from_numpy(features[1]), torch.from_numpy(val.targets)
+    probe = fit_probe(
+        torch.from_numpy(features[0]),
+        targets,
+        config,
+        classes=len(classes),
+        groups=train.groups,
+        validation=held,
+        seed=seed,
+    )
+    logits = probe.logits(torch.from_numpy(features[2])).double().numpy()
+    return ProbeOutcome(
+        classes=tuple(classes),
+        C=probe.C,
+        chosen_by=probe.chosen_by,
+        converged=probe.converged,
+        train=len(train.indices),
+        validation=0 if val is None else len(val.indices),
+        results=tuple(label_results(logits, test.targets, classes, groups=test.groups, seed=seed)),
+    )
+
+
+def label_results(
+    scores: NDArray[np.floating],
+    targets: NDArray[np.bool_],
+    classes: Sequence[str],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+) -> list[Result]:
+    """Macro AUROC and AUPRC over the labels that have both sides, then each label's, with 95 % bootstrap intervals."""
+
+    def of_set(rows: NDArray[np.int64]) -> list[float]:
+        areas = [auroc(scores[rows, k], targets[rows, k]) for k in range(len(classes))]
+        precisions = [average_precision(scores[rows, k], targets[rows, k]) for k in range(len(classes))]
+        return [_mean(areas), _mean(precisions), *areas, *precisions]
+
+    names = ["macro AUROC", "macro AUPRC", *(f"AUROC {c}" for c in classes), *(f"AUPRC {c}" for c in classes)]
+    return bootstrap_metrics(of_set, names=names, n=len(scores), groups=groups, seed=seed)
+
+
+def _mean(values: Sequence[float]) -> float:
+    defined = [value for value in values if not np.isnan(value)]
+    return float(np.mean(defined)) if defined else float("nan")
+
+
+__all__ = ["MultiLabelled", "ProbeOutcome", "label_results", "multi_labelled", "probe_classes", "probe_labels"]
