@@ -234,6 +234,8 @@ def shared_input() -> tuple[Doubles, Doubles, list[list[int]]]:
     return signs(rng, 30), signs(rng, 25), captions(rng, 30, 25)
 
 
+# Python 3.12 warns of forks where libraries have threads; the children compute with NumPy alone.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("size", [2, 4])
 def test_ranks_of_a_group_find_what_one_process_finds(size: int, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
