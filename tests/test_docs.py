@@ -13,6 +13,7 @@ from clip_med.config import validate
 from clip_med.knowledge.lint import lint
 from clip_med.knowledge.load import load_base, read_sources
 from clip_med.pretrain import PretrainConfig
+from zero_shot.config import EvalConfig
 from zero_shot.vqa_questions import read_questions
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -40,11 +41,14 @@ def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
 
 def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: Path) -> None:
     page = (DOCS / "knowledge.md").read_text()
-    (block,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    block, task, training = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "ours.yaml").write_text(block)
     assert lint(read_sources([tmp_path / "ours.yaml"]), known=load_base()) == []
+    validate(EvalConfig, {"tasks": [yaml.safe_load(task)]})
+    rest = {"model": {"kind": "vit"}, "shards": ["s"], "train": {"epochs": 1}}
+    assert validate(PretrainConfig, {**rest, **yaml.safe_load(training)}).describe is not None
     commands = re.findall(r"^clip-med ([^#\n]*)", page, re.MULTILINE)
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         build_parser().parse_args(command.split())
 

@@ -22,7 +22,7 @@ from tests.models.tiny_bert import write_bert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RECIPES = ("unimed_clip", "flair", "keep")
+RECIPES = ("unimed_clip", "flair", "keep", "devide", "medclip")
 STEPS = 20
 
 

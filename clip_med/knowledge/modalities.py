@@ -47,10 +47,7 @@ def known_finding(label: str, modality: str, known: Knowledge | None = None) -> 
         >>> known_finding("drusen", "OCT volume").id, known_finding("drusen", "MRI")
         ('oct_drusen', None)
     """
-    try:
-        found = (load_base() if known is None else known).find(label)
-    except ValueError:
-        return None
+    found = (load_base() if known is None else known).matches(label)
     fitting = [finding for finding in found if finding.modality is None or is_of_modality(finding, modality)]
     return fitting[0] if len(fitting) == 1 else None
 

@@ -149,10 +149,7 @@ def _finding(label: str, names: tuple[str, ...], chosen: KnowledgePrompts, known
 
 
 def _of_modality(name: str, modality: str | None, known: Knowledge) -> tuple[Finding, ...]:
-    try:
-        found = known.find(name)
-    except ValueError:
-        return ()
+    found = known.matches(name)
     if modality is None or (len(found) == 1 and found[0].id == name):
         return found
     return tuple(one for one in found if one.modality is None or is_of_modality(one, modality))
