@@ -56,19 +56,29 @@ def critical_difference(models: int, tasks: int, *, level: float = 0.05) -> floa
     """
     if models < 2 or tasks < 1 or not 0 < level < 1:
         raise ValueError(f"at least 2 models, 1 task and a level in (0, 1) are needed, got {models}, {tasks}, {level}")
-    low, high = 0.0, 20.0
-    while high - low > 1e-9:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _range_below(middle, models) < 1 - level else (low, middle)
-    return low / math.sqrt(2) * math.sqrt(models * (models + 1) / (6 * tasks))
+    return _range_quantile(models, 1 - level) / math.sqrt(2) * math.sqrt(models * (models + 1) / (6 * tasks))
 
 
-def _range_below(width: float, count: int) -> float:
-    """P(range of `count` standard normal values <= width): the integral over the smallest of them."""
-    points = np.linspace(-9.0, 9.0, 3601)
-    below = np.array([math.erf(z / math.sqrt(2)) for z in np.concatenate([points, points + width])]).reshape(2, -1) / 2
-    density = np.exp(-points * points / 2) / math.sqrt(2 * math.pi)
-    return float(count * (density * (below[1] - below[0]) ** (count - 1)).sum() * (points[1] - points[0]))
+def _range_quantile(count: int, share: float) -> float:
+    """The width that the range of `count` standard normal values exceeds with probability 1 - share, to 5 digits.
+
+    P(range <= w) is the integral over the smallest value z of count phi(z) (Phi(z + w) - Phi(z))^(count - 1).
+    """
+    step, span = 0.005, 3600
+    points = np.arange(2 * span) * step - 9.0
+    below = np.array([(1 + math.erf(z / math.sqrt(2))) / 2 for z in points.tolist()])
+    density = np.exp(-np.square(points[:span]) / 2) / math.sqrt(2 * math.pi)
+
+    def within(width: int) -> float:
+        inside = below[width : width + span] - below[:span]
+        return float(count * (density * inside ** (count - 1)).sum() * step)
+
+    low, high = 0, span
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if within(middle) < share else (low, middle)
+    before, after = within(low), within(high)
+    return step * (low + (share - before) / (after - before))
 
 
 __all__ = ["critical_difference", "friedman_p", "task_ranks"]

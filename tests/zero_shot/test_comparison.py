@@ -15,7 +15,7 @@ import pytest
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts
 from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, perfect, write_labelled
-from zero_shot.comparison import Comparison, compare_scores
+from zero_shot.comparison import Comparison, Metric, compare_scores
 from zero_shot.comparison_views import joined, notes, rank_figure, tables, text
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc
@@ -138,6 +138,20 @@ def test_a_model_is_no_better_than_itself_and_undefined_values_are_no_finding(
     assert plain["values"]["t"]["a"]["value"] is None
     with pytest.raises(ValueError, match="macro AUROC is undefined on every task: t"):
         compare_scores({name: {"t": own["t"]} for name, own in one_class.items()}, metric="macro AUROC")
+
+
+@pytest.mark.parametrize("metric", ["top-1", "macro AUROC"])
+def test_models_that_are_alike_are_seldom_called_better(metric: Metric) -> None:
+    trials = 40
+    wrong = {"pairs": 0, "overall": 0}
+    for trial in range(trials):
+        alike = {f"m{m}": {f"t{t}": scored(1000 * trial + 10 * m + t, 1.0, n=60) for t in range(3)} for m in range(3)}
+        found = compare_scores(alike, metric=metric, seed=trial)
+        wrong["pairs"] += any(pair.better for pair in found.pairs)
+        wrong["overall"] += any(pair.better for pair in found.overall)
+    # Any of nine, or of three, in at most 5 % of all comparisons: 2 of 40, and three standard deviations more.
+    assert wrong["pairs"] <= 6, wrong
+    assert wrong["overall"] <= 6, wrong
 
 
 def test_what_cannot_be_compared_is_named(models: dict[str, dict[str, Any]]) -> None:
