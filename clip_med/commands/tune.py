@@ -93,7 +93,7 @@ def _add_table(actions: Any) -> None:
         epilog="example: clip-med tune table runs/few-shot --plot shots.png",
         allow_abbrev=False,
     )
-    table.add_argument("folder", metavar="DIR", type=Path, help="with results.jsonl")
+    table.add_argument("folders", metavar="DIR", type=Path, nargs="+", help="each with results.jsonl")
     table.add_argument("--metric", choices=("top1", "balanced"), default="top1", help="default: top1")
     table.add_argument("--plot", metavar="FILE", type=Path, help="accuracy over shots, PNG or SVG")
     table.add_argument("--markdown", action="store_true", help="print Markdown tables")
@@ -245,7 +245,7 @@ def _table(arguments: argparse.Namespace) -> int:
     from clip_med.prompt_learning.results import read_rows, summarise
     from clip_med.prompt_learning.results_table import harmonic_rows, plot, tables
 
-    rows = read_rows(arguments.folder)
+    rows = [row for folder in arguments.folders for row in read_rows(folder)]
     found = summarise(rows, arguments.metric)
     if arguments.plot is not None:
         plot(found, arguments.plot, metric=arguments.metric)
