@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+# Test processes side by side, and what they start, share the cores: torch's threads would wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 SHARED = Path(os.environ.get("CLIP_MED_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

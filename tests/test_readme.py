@@ -17,6 +17,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 # What is appended to a command so that it ends soon; the rest of the command is the README's, word for word.
 SHORTER = {
     "clip-med pretrain": ["--train.epochs", "0.5", "--train.batch-size", "16", "--train.schedule.warmup-samples", "16"],
+    "clip-med tune": ["--shots", "1", "--set", "fit.epochs=1"],
 }
 
 
@@ -32,6 +33,8 @@ def test_every_command_is_known() -> None:
         ["clip-med", "pretrain", "configs/pretrain/corpus_small.yaml"],
         ["clip-med", "eval", "runs/corpus"],
         ["clip-med", "export", "runs/corpus"],
+        ["clip-med", "tune", "--method"],
+        ["clip-med", "probe", "--data"],
     ]
     # `make test` is how this test came to run, and `make demo` calls what the next test calls.
     assert [command for command in commands() if not command.startswith("clip-med")] == ["make demo", "make test"]
