@@ -61,6 +61,7 @@ class TaskData:
         self.task = task
         self.encoding = encoding
         self._whole: list[Labelled] = []
+        self._texts: dict[tuple[str, ...], ClassTexts] = {}
         self._known: dict[tuple[int, int], Float[np.ndarray, "M N D"]] = {}
 
     @cached_property
@@ -117,9 +118,13 @@ class TaskData:
         return {name: found[name][:fewest] for name in self.names}
 
     def texts(self, names: Sequence[str] | None = None) -> ClassTexts:
-        """Templates and descriptions of the classes (None: all) through the text tower."""
+        """Templates and descriptions of the classes (None: all) through the text tower, once."""
         chosen = self.names if names is None else tuple(names)
-        return encode_class_texts(self.encoding.encoder, chosen, self.task.templates, self.descriptions)
+        if chosen not in self._texts:
+            self._texts[chosen] = encode_class_texts(
+                self.encoding.encoder, chosen, self.task.templates, self.descriptions
+            )
+        return self._texts[chosen]
 
     def support(self, data: Labelled, rows: Int64[np.ndarray, " R"], *, images: bool) -> Support:
         """Views of some rows of the training split, as features and, where they are needed, as pixels."""
