@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
@@ -73,7 +73,7 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         """Unit rows for images: uint8 0..255, normalised here, or floating point, taken as already normalised."""
-        return _unit_rows(self.clip.encode_image(self.pixels(images)))
+        return self.unit_rows(self.clip.encode_image(self.pixels(images)))
 
     def pixels(self, images: Num[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
         """What the image tower takes: uint8 normalised, in the tower's precision."""
@@ -92,7 +92,16 @@ class DualEncoder(nn.Module):
 
     def project_text(self, pooled: Float[Tensor, "B W"]) -> Float[Tensor, "B D"]:
         """Unit rows from pooled text features."""
-        return _unit_rows(self.text_tower.projected(pooled))
+        return self.unit_rows(self.text_tower.projected(pooled))
+
+    @staticmethod
+    def unit_rows(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Rows of length 1, in fp32 at least: bf16 keeps 8 significant bits."""
+        return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+
+    def image_state(self) -> Mapping[str, Tensor]:
+        """The weights and buffers that image features depend on."""
+        return self.clip.visual.state_dict()
 
     def tokenize(self, texts: Sequence[str], *, trim: bool = True) -> Int64[Tensor, "B T"]:
         """Token ids, trimmed to the longest text where that changes no feature; texts over the context are cut."""
@@ -163,11 +172,6 @@ class DualEncoder(nn.Module):
                 if own and all(parameter.requires_grad for parameter in own):
                     part.train(mode)
         return self
-
-
-def _unit_rows(features: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-    """Rows of length 1, in fp32 at least: bf16 keeps 8 significant bits."""
-    return F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
 
 
 def _parameters(module: nn.Module, names: tuple[str, ...]) -> set[int]:

@@ -40,7 +40,7 @@ def image_tower_digest(encoder: DualEncoder) -> str:
         "lora": None if encoder.lora is None else asdict(encoder.lora.config),
     }
     digest.update(json.dumps(description, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.clip.visual.state_dict().items()):
+    for name, tensor in sorted(encoder.image_state().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResN
 from clip_med.models.construct import construct
 from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.hf_encoder import is_hf_folder, load_hf_folder
 from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
@@ -132,11 +133,15 @@ def save_folder(
 def load_folder(directory: Path) -> DualEncoder:
     """Read a model folder, offline and strictly: no missing and no unexpected weights, no pickle.
 
+    A folder of transformers (CLIP, SigLIP and their kin) gives an `HFEncoder`, which encodes and does not train.
+
     Raises:
         ValueError: no configuration or no safetensors weights; weights that do not fit, naming them.
     """
     import open_clip
 
+    if not (directory / CONFIG_NAME).is_file() and is_hf_folder(directory):
+        return load_hf_folder(directory)
     document = _read_config(directory)
     model_cfg = document["model_cfg"]
     if "hf_model_name" in model_cfg["text_cfg"] and (directory / "config.json").is_file():
@@ -189,7 +194,7 @@ def resolve_folder(path: Path) -> Path:
         ValueError: none of these, a run without a checkpoint, or a `latest.json` that points to no model.
     """
     for folder in (path, path / "model"):
-        if (folder / CONFIG_NAME).is_file():
+        if (folder / CONFIG_NAME).is_file() or is_hf_folder(folder):
             return folder
     latest = path / "latest.json"
     if not latest.is_file():
