@@ -10,13 +10,12 @@ their source:
 - seen: top-1 of images whose class was trained on;
 - held out: top-1 of images whose class was not (recognised by what the prompts say of it);
 - held-out AUROC: how well the score of the held-out class, less the best of the others, tells its images from the rest.
-  One half is chance, also where the trained classes win every answer.
+  One half is chance, also where the trained classes win every answer. Its brackets are the lowest and highest seed.
 
 Prompts are the names, names with definition and appearance, or these descriptions alone. An image counts with the mean
 over the seeds in which it is seen, or held out; intervals (95 %) are drawn over patients or cases of each source, means
-are over sources. `--quick`: one seed, 128 samples and one row of eight, a
-check that it runs. Needs the small corpus, and the weights of
-EfficientNet-Lite0.
+are over sources. `--quick`: one seed, 64 samples, one row of 16: a check that it runs. Needs the small corpus, and the
+weights of EfficientNet-Lite0.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ class Images:
 def main() -> None:
     """Train all sides with all seeds, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one seed, 128 samples, one row of eight")
+    parser.add_argument("--quick", action="store_true", help="one seed, 64 samples, one row of 16")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the JSON line here")
     parser.add_argument("--seeds", metavar="N", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--samples", metavar="N", type=int, default=12000, help="of each run; default: %(default)s")
@@ -90,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     scale = Scale(samples=options.samples, seeds=options.seeds)
     if options.quick:
-        scale = Scale(samples=128, seeds=1, text_steps=4, every=8)
+        scale = Scale(samples=64, seeds=1, text_steps=2, every=16)
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), scale, options.corpus.resolve(), options.weights.resolve())
     print("\n".join(table(found)), flush=True)
