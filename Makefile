@@ -25,6 +25,9 @@ types: $(STAMP)
 floors: $(STAMP)
 	$(BIN)/lint-imports
 
+# Memory that is kept saves half of the time that small machines spend on fresh pages (glibc; elsewhere without effect).
+pytest: export MALLOC_MMAP_THRESHOLD_ = 1073741824
+pytest: export MALLOC_TRIM_THRESHOLD_ = 2147483647
 pytest: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
