@@ -17,6 +17,8 @@ def test_every_ratio_is_measured_in_every_round(tmp_path: Path) -> None:
         "decode_vs_open_clip",
         "decode_grey_vs_open_clip",
         "decode_rgb_vs_open_clip",
+        "decode_default_vs_open_clip",
+        "decode_default_rgb_vs_open_clip",
         "wide_crops_vs_open_clip",
         "raw_vs_webdataset",
         "resume_seconds_fraction",
