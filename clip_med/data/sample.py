@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -18,8 +18,7 @@ CAPTION_KINDS: Final = ("report", "impression", "label", "knowledge", "metadata"
 _KINDS: Final = frozenset(CAPTION_KINDS)
 _TEXT_FIELDS: Final = ("modality", "dataset", "group", "split")
 _OPTIONAL_TEXT: Final = ("view", "study")
-# json.loads without its choice among decoders.
-_from_json: Final = json.JSONDecoder().decode
+_JSON: Final = json.JSONDecoder()
 _NOT_IN_KEYS: Final = re.compile(r"[./\\\s]")
 # White space, byte order marks, and the zeros with which some programs pad.
 _AROUND_CAPTIONS: Final = "\ufeff\0" + "".join(c for c in map(chr, range(0x3001)) if c.isspace())
@@ -146,7 +145,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
         >>> sample_from_members("7", {"png": b"...", "txt": b"A cyst."}, "a.tar").captions
         ('A cyst.',)
     """
-    suffix = next((s for s in IMAGE_SUFFIXES if s in members), None)
+    suffix = next(filter(members.__contains__, IMAGE_SUFFIXES), None)
     if suffix is None:
         found = ", ".join(members) or "nothing"
         raise SampleError(
@@ -172,7 +171,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
             study=_text(fields, "study"),
             provenance=_mapping(fields, "provenance"),
         )
-        if b"\\u" in members.get("json", b""):
+        if b"\\" in members.get("json", b""):
             # JSON can spell half a character ("\\ud800"), which no tokenizer, hash or terminal takes.
             "".join(
                 (*sample.captions, *sample.labels, sample.modality, sample.dataset, sample.group, sample.split)
@@ -188,7 +187,7 @@ def sample_from_members(key: str, members: Mapping[str, bytes], source: str) -> 
 
 def _json_fields(data: bytes) -> dict[str, Any]:
     try:
-        fields: object = _from_json(data.decode().removeprefix("\ufeff"))
+        fields = _parsed(data.decode().removeprefix("\ufeff"))
     except UnicodeDecodeError:
         raise
     except (ValueError, RecursionError) as error:  # also a number of 5,000 digits, and 10,000 brackets
@@ -196,6 +195,15 @@ def _json_fields(data: bytes) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise SampleError(f"json: expected an object, got {type(fields).__name__}")
     return cast(dict[str, Any], fields)
+
+
+def _parsed(text: str) -> object:
+    """json.loads; text without white space around it, as we write it, in two thirds of the time."""
+    if text[:1] == "{":
+        value, end = _JSON.raw_decode(text)
+        if end == len(text):
+            return value
+    return _JSON.decode(text)
 
 
 def _fields_of_others(fields: Mapping[str, Any], txt: bytes | None) -> dict[str, Any]:
@@ -254,7 +262,7 @@ def _strings(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
         return ()
     if isinstance(value, str):
         return (value,)
-    if not isinstance(value, list) or not {*map(type, cast(list[object], value))} <= {str}:
+    if not isinstance(value, list) or not _all_strings(cast(list[object], value)):
         raise SampleError(f"json: {name} must be a list of strings, got {value!r}")
     return tuple(cast(list[str], value))
 
@@ -274,9 +282,18 @@ def _mapping(fields: Mapping[str, Any], name: str) -> dict[str, str] | None:
     value: object = fields.get(name)
     if value is None:
         return None
-    if not isinstance(value, dict) or not {*map(type, cast(dict[str, object], value).values())} <= {str}:
+    if not isinstance(value, dict) or not _all_strings(cast(dict[str, object], value).values()):
         raise SampleError(f"json: {name} must be an object of strings, got {value!r}")
     return cast(dict[str, str], value)
+
+
+def _all_strings(values: Iterable[Any]) -> bool:
+    """Whether each is a string: joining them asks that faster than a comparison of types, once per sample and field."""
+    try:
+        "".join(values)
+    except TypeError:
+        return False
+    return True
 
 
 __all__ = [
