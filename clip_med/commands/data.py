@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_med.commands import data_dedup, data_images, data_privacy, data_tables
+from clip_med.commands import data_card, data_dedup, data_images, data_privacy, data_tables
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -20,6 +20,7 @@ _EXAMPLES = """examples:
   clip-med data volumes scans/ --modality CT --window lung --step 5 --out shards/ct
   clip-med data dedup shards/train --against shards/test --out shards/train-clean
   clip-med data verify shards/mine/train
+  clip-med data card shards/mine
 """
 
 
@@ -50,6 +51,7 @@ def add_parser(commands: Any) -> None:
     data_images.add_images(actions)
     data_privacy.add_privacy(actions)
     data_dedup.add_dedup(actions)
+    data_card.add_card(actions)
     _add_phantoms(actions)
 
 
