@@ -110,7 +110,9 @@ def _use(facts: Facts) -> tuple[str, ...]:
             "This folder does not say that a source of clip-med wrote it: whether it is de-identified is not known."
         )
     pixels = (
-        f"Text in pixels was looked for in {', '.join(looked)}." if looked else "Text in pixels was not looked for."
+        f"Text in pixels was looked for in {', '.join(looked)}."
+        if looked
+        else "Whether text in pixels was looked for is not known."
     )
     return (
         "For research. Neither these data nor a model trained on them is a medical device.",
