@@ -15,11 +15,14 @@ import pytest
 
 from clip_med.cli import main
 from clip_med.config import load_config
+from clip_med.models.folder import build_model, save_folder
 from slurm.job import JobSpec
 from slurm.record import queue, read_events, status
 from slurm.submit import submit_run
 from slurm.sweep import sweep_status
+from tests.labelled_shards import write_labelled
 from tests.slurm.cluster import Cluster
+from tests.tiny_run import TINY
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -145,6 +148,42 @@ def test_a_sweep_with_a_failing_task_and_the_missing_one_again(
     assert all(one.step == 3 and one.finished for _, one in sweep_status(folder))
     assert main(["slurm", "resubmit", str(folder), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"job": None, "tasks": []}
+
+
+def test_a_few_shot_grid_in_parts_is_the_grid_in_one(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_folder(build_model(TINY), tmp_path / "model")
+    for split in ("train", "test"):
+        write_labelled(tmp_path / "data" / split, {i: {"group": f"{split}{i}"} for i in range(24)})
+    (tmp_path / "grid.yaml").write_text(
+        f"{{model: {tmp_path}/model, tasks: [{{name: odd, train: {tmp_path}/data/train, test: {tmp_path}/data/test}}], "
+        "methods: [{kind: zero_shot}, {kind: task_res}], shots: [1], seeds: [0, 1], fits: {task_res: {epochs: 2}}}"
+    )
+    grid = [
+        "tune",
+        "grid",
+        str(tmp_path / "grid.yaml"),
+        "--device",
+        "cpu",
+        "--cache",
+        str(tmp_path / "features"),
+        "--out",
+    ]
+    folder = tmp_path / "sweep"
+    arguments = ["--config", "slurm/local", "--job.nodes=1", f"--job.constraint=pair{cluster.pairs}"]
+    words = ["--grid", "part=0/2,1/2", "--", *grid, "{run}", "--part", "{part}"]
+    assert main(["slurm", "sweep", str(folder), *arguments, *words]) == 0
+    wait(cluster, *(task.run for task, _ in sweep_status(folder)))
+    assert [one.state for _, one in sweep_status(folder)] == ["done"] * 2
+    assert main([*grid, str(tmp_path / "whole")]) == 0
+    capsys.readouterr()
+    tables: list[list[object]] = []
+    for runs in ([tmp_path / "whole"], sorted(folder.glob("*_part-*"))):
+        assert main(["tune", "table", *map(str, runs), "--json"]) == 0
+        tables.append(json.loads(capsys.readouterr().out))
+    assert tables[0]
+    assert tables[0] == tables[1]
 
 
 @pytest.fixture
