@@ -20,6 +20,7 @@ from clip_med.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from clip_med.knowledge.facets import Facet
 from clip_med.knowledge.load import load_base, load_knowledge
 from clip_med.knowledge.text_groups import TextGroups, group_batches, text_groups
+from clip_med.losses.adasp import adasp
 from clip_med.losses.text_groups import group_info_nce
 from clip_med.models.config import HFTower
 from clip_med.models.text_only import TextOnly
@@ -42,6 +43,8 @@ class KnowledgeTextConfig:
     """Findings in a batch."""
     instances: PositiveInt = 2
     """Texts of each of them, two or more (KEP: 8, KEEP: 4)."""
+    loss: Literal["info_nce", "adasp"] = "info_nce"
+    """info_nce: all texts of a group are positives of each other; adasp: one soft positive for each group (KEP)."""
     scale: PositiveFloat = 25.0
     """Of cosines in the loss; 1 / 0.04 in KEP and KEEP."""
     optim: OptimConfig = OptimConfig(lr=3e-5, weight_decay=0.01)
@@ -138,6 +141,7 @@ def _fit(
     batches = group_batches(groups, per_batch=config.groups, instances=config.instances, seed=config.seed)
     each = min(config.groups, len(groups.ids)) * config.instances
     related = torch.from_numpy(groups.related)
+    metric = adasp if config.loss == "adasp" else group_info_nce
     tower.train()
     value = float("nan")
     for step, (numbers, texts) in zip(range(config.steps), batches, strict=False):
@@ -147,7 +151,7 @@ def _fit(
         features = tower(texts)
         owner = torch.from_numpy(numbers).repeat_interleave(config.instances)
         ignored = related[owner][:, owner].to(features.device)
-        loss: Tensor = group_info_nce(features, owner.to(features.device), config.scale, ignored)
+        loss: Tensor = metric(features, owner.to(features.device), config.scale, ignored)
         value = loss.item()
         if not np.isfinite(value):
             raise ValueError(f"step {step + 1}: the loss is {value}; try a lower optim.lr than {config.optim.lr}")

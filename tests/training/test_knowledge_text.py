@@ -95,3 +95,13 @@ def test_the_report_says_what_was_gained(folder: Path, capsys: pytest.CaptureFix
     printed = capsys.readouterr().out
     assert "R@1 of 3 held-out synonyms" in printed
     assert "McNemar" in printed
+
+
+def test_adasp_draws_synonyms_near_their_names(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(folder, "adasp", capsys, "--loss", "adasp", "--scale", "10", "--steps", "20")
+    before, after = found["before"], found["after"]
+    assert isinstance(before, dict)
+    assert isinstance(after, dict)
+    assert (
+        after["cosine_to_name"] - after["cosine_to_excluded"] > before["cosine_to_name"] - before["cosine_to_excluded"]
+    )
