@@ -22,11 +22,15 @@ from zero_shot.metrics import confusion_matrix, top_k_accuracy
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, results_of_ranks
+from zero_shot.shown import Found, Scored, Search
 
 MEAN_TOP1: Final = "mean top-1"
 _EXAMPLES: Final = 8
 # Answers shown of each, best first.
 _ANSWERS: Final = 3
+# Texts shown of a retrieval task, and images found for each.
+_SEARCHES: Final = 4
+_FOUND: Final = 5
 # Rows of the similarity matrix that exist at a time.
 _CHUNK: Final = 256
 
@@ -43,6 +47,7 @@ class Answer:
 
     text: str
     score: float
+    right: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +70,7 @@ class TaskReport:
     None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
     `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
     the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
-    told by, in order; `ensemble`: how they became one score.
+    told by, in order; `ensemble`: how they became one score. `searches`: some texts of retrieval with what they find.
     """
 
     name: str
@@ -81,6 +86,7 @@ class TaskReport:
     kinds: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ensemble: str | None = None
+    searches: tuple[Search, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -91,12 +97,14 @@ class TaskReport:
 class Evaluation:
     """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
 
-    `hits`: per classification task the top-1 of every image, 0 to 1, and the image's group.
+    `hits`: per classification task the top-1 of every image, 0 to 1, and the image's group. `scored`: what the model
+    says of every image of a classification task; not part of the JSON.
     """
 
     tasks: tuple[TaskReport, ...]
     mean_top1: Result | None
     hits: Mapping[str, tuple[NDArray[np.float64], list[str]]] = field(default_factory=dict)
+    scored: Mapping[str, Scored] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -164,6 +172,7 @@ def evaluate(
     prepared = [_prepare(task, opened) for task in config.tasks]
     reports: list[TaskReport] = []
     hits: dict[str, tuple[NDArray[np.float64], list[str]]] = {}
+    scored: dict[str, Scored] = {}
     for part in prepared:
 
         def step(done: int, total: int, name: str = part.task.name) -> None:
@@ -173,7 +182,7 @@ def evaluate(
         features = part.images.features(encoder, part.indices, config, step)
         if isinstance(part.task, ClassificationTask):
             assert part.truth is not None
-            report, correct = _classify(encoder, part.task, features, part, part.truth, config)
+            report, correct, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
             hits[report.name] = correct, [sample.group for sample in part.samples]
         else:
             report = _retrieve(encoder, part.task, features, part, config, sharded)
@@ -181,7 +190,7 @@ def evaluate(
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [hits[name] for name in sorted(hits)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean, hits)
+    return Evaluation(tuple(reports), mean, hits, scored)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
@@ -238,7 +247,7 @@ def _classify(
     part: _Prepared,
     truth: NDArray[np.int64],
     config: EvalConfig,
-) -> tuple[TaskReport, NDArray[np.float64]]:
+) -> tuple[TaskReport, NDArray[np.float64], Scored]:
     prompts = render_prompts(task.prompts)
     samples = part.samples
     flat = text_features(
@@ -268,7 +277,9 @@ def _classify(
                 part,
                 [classes[c] for c in truth],
                 right.tolist(),
-                lambda row: [Answer(classes[c], float(shares[row, c])) for c in _best(scores[row])],
+                lambda row: [
+                    Answer(classes[c], float(shares[row, c]), bool(c == truth[row])) for c in _best(scores[row])
+                ],
             ),
             classes=classes,
             confusion=tuple(tuple(row) for row in confusion.tolist()),
@@ -279,6 +290,15 @@ def _classify(
             ensemble=task.ensemble,
         ),
         top_k_accuracy(scores, truth),
+        Scored(
+            shards=task.shards,
+            indices=tuple(part.indices),
+            keys=tuple(sample.key for sample in samples),
+            groups=tuple(groups),
+            truth=truth,
+            scores=scores,
+            shares=shares,
+        ),
     )
 
 
@@ -318,7 +338,16 @@ def _retrieve(
         # A product of one row rounds otherwise than one of many: the first of near ties is the one that was judged.
         others = [number for number in _best(cosines, _ANSWERS + 1) if number != first[row]]
         best = [first[row], *others][:_ANSWERS]
-        return [Answer(rows.wording[rows.words[number]], float(cosines[number])) for number in best]
+        own = set(rows.texts_of[row])
+        return [Answer(rows.wording[rows.words[text]], float(cosines[text]), text in own) for text in best]
+
+    def search(text: int) -> Search:
+        cosines = features @ texts[text]
+        best = _best(cosines, _FOUND)
+        found = [(part.indices[i], samples[i].key, float(cosines[i]), text in rows.texts_of[i]) for i in best]
+        return Search(
+            shards=task.shards, text=rows.wording[rows.words[text]], found=tuple(Found(*one) for one in found)
+        )
 
     return TaskReport(
         name=task.name,
@@ -332,6 +361,8 @@ def _retrieve(
             answers,
         ),
         kinds={name: results(images) for name, images in by_kind.items()},
+        # Spread evenly over the texts: not picked by how they look.
+        searches=tuple(search(i * len(texts) // _SEARCHES) for i in range(min(_SEARCHES, len(texts)))),
     )
 
 

@@ -113,7 +113,8 @@ def test_examples_rank_three_answers_and_recalls_average_to_the_balanced_accurac
     torch.manual_seed(0)
     encoder = build_model(TINY).eval()
     config = EvalConfig(tasks=(classification(shards), RetrievalTask(name="r", shards=str(shards))))
-    first, second = evaluate(encoder, config).tasks
+    done = evaluate(encoder, config)
+    first, second = done.tasks
     assert [(r.name, r.n) for r in first.recalls] == list(zip(CLASSES, (12, 8, 4), strict=True))
     assert np.mean([r.value for r in first.recalls]) == pytest.approx(values(first)["balanced accuracy"], abs=1e-12)
     data = ShardSet.open(shards)
@@ -131,6 +132,22 @@ def test_examples_rank_three_answers_and_recalls_average_to_the_balanced_accurac
         assert sum(a.score for a in example.answers) == pytest.approx(1.0)
         assert [a.score for a in example.answers] == sorted((a.score for a in example.answers), reverse=True)
         assert example.right == (example.answers[0].text == example.truth)
+        assert [a.right for a in example.answers] == [a.text == example.truth for a in example.answers]
+    for example in second.examples:
+        assert [a.right for a in example.answers] == [example.truth.rstrip(".")[2:] in a.text for a in example.answers]
+    # Six texts, of which four are shown, each with the five images that are closest.
+    assert [one.text for one in second.searches] == ["A cyst.", "Seen here: cyst.", "Seen here: mass.", "A normal."]
+    for one in second.searches:
+        assert [f.score for f in one.found] == sorted((f.score for f in one.found), reverse=True)
+        assert len(one.found) == 5
+        for found in one.found:
+            sample = data.metadata(found.index)
+            assert (found.key, found.right) == (sample.key, one.text in sample.captions)
+    scored = done.scored["findings"]
+    assert scored.truth.tolist() == list(CLASS_OF)
+    assert scored.shares.sum(axis=1) == pytest.approx(np.ones(24))
+    assert (scored.shares.argmax(axis=1) == scored.scores.argmax(axis=1)).all()
+    assert "scored" not in done.to_dict()
 
 
 def test_batch_size_workers_and_order_of_tasks_change_nothing(shards: Path) -> None:

@@ -1,0 +1,47 @@
+"""What an evaluation keeps of single images and texts, from which the report draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image that the model gives for a text: where it is, its cosine, and whether the text belongs to it."""
+
+    index: int
+    key: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """One text of a retrieval task and the images that the model finds for it, best first."""
+
+    shards: str
+    text: str
+    found: tuple[Found, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """Every image of a classification task: where it is (`indices` of `shards`), its patient, and what the model says.
+
+    `truth`: [N] class numbers; `scores`: [N, C], higher is likelier; `shares`: [N, C], rows sum to 1, the softmax of
+    the scores or, with ensemble `probability`, the scores themselves.
+    """
+
+    shards: str
+    indices: tuple[int, ...]
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    truth: NDArray[np.int64]
+    scores: NDArray[np.float64]
+    shares: NDArray[np.float64]
+
+
+__all__ = ["Found", "Scored", "Search"]
