@@ -34,8 +34,10 @@ def adasp(
         >>> round(adasp(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), 4.0).item(), 4)
         0.1982
     """
-    numbers: list[int] = groups.tolist()
-    ids = torch.tensor(sorted(set(numbers)), device=groups.device)
+    ordered = groups.sort().values
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    ids = ordered[first]
     if len(ids) < 2:
         raise ValueError("the batch holds one group of texts; two or more are needed")
     same = groups[:, None] == groups[None, :]
