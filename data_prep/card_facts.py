@@ -14,8 +14,9 @@ from typing import Any, Final
 from PIL import Image
 
 from clip_med.data.counts import FieldCounts
-from clip_med.data.sample import Sample
+from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shards import ShardError, ShardSet
+from clip_med.data.volume import decode_volume
 
 _ORDER: Final = ("train", "val", "test")
 
@@ -53,8 +54,8 @@ class Facts:
         kinds: captions per kind, "not stated" where samples say none.
         captions: how often each caption occurs, by digest.
         words, characters: captions per length.
-        sizes: images per (width, height), as stored.
-        formats: images per (suffix, "grey" or "colour").
+        sizes: images per (width, height), as stored; of a volume the first two axes.
+        formats: images per (suffix, "grey", "colour" or "volume").
     """
 
     name: str
@@ -143,19 +144,30 @@ def _source(folder: Path) -> tuple[str, str] | None:
 def _add(facts: Facts, part: Part, sample: Sample, tar: str) -> None:
     part.fields.add(sample)
     part.groups[sample.group] += 1
-    part.files[hashlib.blake2b(sample.image, digest_size=16).digest()] += 1
+    part.files[hashlib.blake2b(b"".join(image for _, image in sample.images), digest_size=16).digest()] += 1
     part.unlabelled += not sample.labels
     facts.kinds.update(sample.caption_kinds or ("not stated",) * len(sample.captions))
     for caption in sample.captions:
         facts.captions[hashlib.blake2b(caption.encode(), digest_size=16).digest()] += 1
         facts.words[len(caption.split())] += 1
         facts.characters[len(caption)] += 1
+    where = f"{tar}: {sample.key}"
+    if sample.image_suffix == VOLUME_SUFFIX:
+        volume = decode_volume(sample.image, source=where)
+        facts.sizes[volume.shape[0], volume.shape[1]] += 1
+        facts.formats[sample.image_suffix, "volume"] += 1
+        return
+    for suffix, data in sample.images:
+        _add_image(facts, suffix, data, where)
+
+
+def _add_image(facts: Facts, suffix: str, data: bytes, where: str) -> None:
     try:
-        with Image.open(BytesIO(sample.image), formats=("JPEG", "PNG", "WEBP")) as image:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
             facts.sizes[image.size] += 1
-            facts.formats[sample.image_suffix, "grey" if image.mode in ("1", "L", "LA", "I;16") else "colour"] += 1
+            facts.formats[suffix, "grey" if image.mode in ("1", "L", "LA", "I;16") else "colour"] += 1
     except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{tar}: {sample.key}: the image cannot be measured: {error}") from error
+        raise ValueError(f"{where}: the image cannot be measured: {error}") from error
 
 
 __all__ = ["Facts", "Part", "gather"]

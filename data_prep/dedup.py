@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_med.data.images import decode_image
+from clip_med.data.sample import VOLUME_SUFFIX
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
@@ -66,7 +67,7 @@ def find_duplicates(
         drop_groups: also name samples whose patient or case is in `against`.
 
     Raises:
-        ValueError: a damaged sample, by shard and key.
+        ValueError: a damaged sample, or one of several images or a volume, by shard and key.
     """
     sets = [*against, shards]
     total = sum(len(each) for each in sets)
@@ -79,6 +80,9 @@ def find_duplicates(
     for each in sets:
         for index in range(len(each)):
             sample = each.read(index)
+            if sample.more_images or sample.image_suffix == VOLUME_SUFFIX:
+                what = "a volume" if sample.image_suffix == VOLUME_SUFFIX else f"{len(sample.images)} images"
+                raise ValueError(f"{each.tar(index)}: {sample.key}: {what}; only samples of one image can be compared")
             pixels = decode_image(sample.image, source=sample.key)
             place = len(keys)
             hashes[place] = difference_hash(pixels)

@@ -154,6 +154,8 @@ def _show(arguments: argparse.Namespace) -> int:
         {
             "shards": len(shards.sizes),
             "samples": counts.samples,
+            **({"of several images": counts.studies, "images of these": counts.study_images} if counts.studies else {}),
+            **({"volumes": counts.volumes} if counts.volumes else {}),
             "captions": counts.captions,
             "distinct captions": counts.distinct_captions,
             **{

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clip_med.data.sample import Sample
+from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shards import ShardSet
 
 
@@ -19,6 +19,10 @@ class SetCounts:
     caption_words: tuple[int, int, int, int]
     """Words per caption: 5th, 50th and 95th percentile, and the most."""
     caption_characters: tuple[int, int, int, int]
+    studies: int
+    """Samples of several images; `study_images` counts their images."""
+    study_images: int
+    volumes: int
 
 
 class FieldCounts:
@@ -44,12 +48,17 @@ def count(shards: ShardSet) -> SetCounts:
     captions: set[str] = set()
     words: list[int] = []
     characters: list[int] = []
+    several: list[int] = []
+    volumes = 0
     for index in range(len(shards)):
         sample = shards.metadata(index)
         captions.update(sample.captions)
         words += [len(caption.split()) for caption in sample.captions]
         characters += [len(caption) for caption in sample.captions]
         fields.add(sample)
+        several.append(len(sample.images))
+        volumes += sample.image_suffix == VOLUME_SUFFIX
+    several = [images for images in several if images > 1]
     return SetCounts(
         samples=len(shards),
         by_field=fields.by_field(),
@@ -57,6 +66,9 @@ def count(shards: ShardSet) -> SetCounts:
         distinct_captions=len(captions),
         caption_words=_percentiles(words),
         caption_characters=_percentiles(characters),
+        studies=len(several),
+        study_images=sum(several),
+        volumes=volumes,
     )
 
 

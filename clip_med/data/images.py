@@ -55,6 +55,10 @@ class ImageError(ValueError):
     """An image that cannot or must not be decoded; the message names its source."""
 
 
+class VolumeError(ValueError):
+    """A volume where an image is needed. Not damage: `loader.on_bad_sample: replace` stops at it too."""
+
+
 @config
 class Preprocess:
     """How a model wants its images: the same names and defaults as open_clip's `preprocess_cfg`.
@@ -145,6 +149,7 @@ def decode_image(
 
     Raises:
         ImageError: empty, truncated, damaged, too large, or not an image of these formats.
+        VolumeError: the `.npy` file of a volume.
 
     Example:
         >>> tiny = BytesIO(); Image.new("L", (3, 2), 7).save(tiny, "PNG")
@@ -159,6 +164,11 @@ def decode_image(
         image = _decode_jpeg(data, max_pixels, source, divisor)
         if image is not None:
             return image
+    if data.startswith(b"\x93NUMPY"):
+        raise VolumeError(
+            f"{_named(source)}: a volume (.npy), and a 2-D image is needed here: make slices of the scans "
+            f"(`clip-med data volumes` without --whole)"
+        )
     return _decode_pillow(data, max_pixels, source)
 
 
@@ -332,4 +342,4 @@ def _items(values: Any, count: int) -> list[Any]:
     return list(cast(Sequence[Any], values)) if isinstance(values, list | tuple) else [values] * count
 
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "ImageError", "Preprocess", "decode_image"]
+__all__ = ["CLIP_MEAN", "CLIP_STD", "ImageError", "Preprocess", "VolumeError", "decode_image"]

@@ -314,6 +314,10 @@ class _TrainBatches(Dataset[Batch]):
     def _made(self, index: int, epoch: int, bad: tuple[str, ...]) -> Row:
         sample = self.shards.read(index)
         seed = self.order.seed
+        if sample.more_images:
+            # One image of a study, another in another epoch.
+            chosen = np.random.Generator(philox(seed, epoch, "image", index)).integers(len(sample.images))
+            sample = sample.one(int(chosen))
         # Streams of their own: the augmentation is the same whichever captions are drawn.
         words = np.random.Generator(philox(seed, epoch, "caption", index))
         caption = draw_caption(sample, self.config.captions, words)
@@ -356,6 +360,8 @@ class _EvalBatches(Dataset[Batch]):
         rows: list[Row] = []
         for index in self.indices[position : position + self.batch_size]:
             sample = self.shards.read(index)
+            if sample.more_images:
+                sample = sample.one(0)
             source = _source(self.shards, index, sample)
             pixels = decode_image(sample.image, max_pixels=self.max_pixels, source=source)
             image = eval_image(pixels, self.preprocess)

@@ -23,7 +23,9 @@ from numpy.random import Philox
 
 T = TypeVar("T")
 
-StreamName = Literal["shards", "window", "sample", "replacement", "mixture", "deal", "caption", "view", "describe"]
+StreamName = Literal[
+    "shards", "window", "sample", "replacement", "mixture", "deal", "caption", "view", "describe", "image"
+]
 
 # Streams of one (seed, epoch): no two purposes ever share random words.
 _STREAMS: Final[dict[StreamName, int]] = {
@@ -36,6 +38,7 @@ _STREAMS: Final[dict[StreamName, int]] = {
     "caption": 6,
     "view": 7,
     "describe": 8,
+    "image": 9,
 }
 
 MAX_SEED: Final = 2**64 - 1

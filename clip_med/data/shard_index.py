@@ -10,11 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
-from clip_med.data.sample import IMAGE_SUFFIXES, TEXT_SUFFIXES, SampleError, sample_from_members
+from clip_med.data.sample import (
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    VOLUME_SUFFIX,
+    SampleError,
+    image_suffixes,
+    sample_from_members,
+)
 from clip_med.data.tar import ShardError, member_key, tar_members
+from clip_med.data.volume import HEADER_BYTES, check_volume
 
 INDEX_VERSION: Final = 2
 _CHECKSUM: Final = ',"crc32":'
+# Of each image nothing is kept while its shard is indexed, of a volume the header.
+_KEPT: Final = {VOLUME_SUFFIX: HEADER_BYTES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +135,8 @@ def index_path(tar: Path) -> Path:
 def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> ShardIndex:
     """Scan a tar into its index; `write` also stores it beside the tar.
 
-    Every member is read once for its CRC-32, and every sample's text is parsed; images are not decoded.
+    Every member is read once for its CRC-32, and every sample's text is parsed; images are not decoded, of volumes the
+    header is read.
 
     Args:
         exclude_bad: leave out samples without image, caption or readable fields, and list them with the reason,
@@ -161,7 +172,7 @@ def index_shard(tar: Path, *, write: bool = True, exclude_bad: bool = False) -> 
             file.seek(offset)
             data = file.read(size)
             members[suffix] = Member(suffix, offset, size, zlib.crc32(data))
-            texts.setdefault(key, {})[suffix] = data if suffix in TEXT_SUFFIXES else b""
+            texts.setdefault(key, {})[suffix] = data if suffix in TEXT_SUFFIXES else data[: _KEPT.get(suffix, 0)]
             last = key
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -182,9 +193,12 @@ def _entries(
     excluded: list[tuple[str, str]] = []
     for key, members in groups.items():
         try:
-            if empty := [m.suffix for m in members.values() if m.suffix in IMAGE_SUFFIXES and not m.size]:
+            images = (*IMAGE_SUFFIXES, *image_suffixes(members))
+            if empty := [m.suffix for m in members.values() if m.suffix in images and not m.size]:
                 raise SampleError(f"{tar}: {key}: the image ({empty[0]}) is empty (0 bytes)")
             sample = sample_from_members(key, texts[key], str(tar))
+            if sample.image_suffix == VOLUME_SUFFIX:
+                _check_volume(members[VOLUME_SUFFIX], sample.image, f"{tar}: {key}")
         except SampleError as error:
             if not exclude_bad:
                 raise ShardError(f"{error}; `clip-med data index --exclude-bad` leaves such samples out") from error
@@ -195,6 +209,13 @@ def _entries(
     if not samples:
         raise ShardError(f"{tar}: none of its {len(groups)} samples can be used; the first: {excluded[0][1]}")
     return samples, excluded
+
+
+def _check_volume(member: Member, beginning: bytes, source: str) -> None:
+    try:
+        check_volume(beginning, member.size, source=source)
+    except ValueError as error:
+        raise SampleError(str(error)) from error
 
 
 def _coded(values: list[Any]) -> list[list[Any]]:

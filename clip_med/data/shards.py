@@ -19,8 +19,16 @@ from jaxtyping import Int64
 from clip_med.data.braces import expand, has_braces
 from clip_med.data.dataset_file import Shard, join, read_dataset, set_digest
 from clip_med.data.remote import RemoteConfig, ShardStore, redacted, scheme_of
-from clip_med.data.sample import IMAGE_SUFFIXES, TEXT_SUFFIXES, Sample, sample_from_members
+from clip_med.data.sample import (
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIXES,
+    VOLUME_SUFFIX,
+    Sample,
+    image_suffixes,
+    sample_from_members,
+)
 from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, index_name
+from clip_med.data.volume import decode_volume
 
 # A process may hold 1,024 files by default; a window of shuffled shards needs far fewer.
 MAX_OPEN_SHARDS: Final = 128
@@ -212,7 +220,9 @@ class ShardSet:
                         faults.append(f"{described.location}: SHA-256 differs from the index")
             for position in range(described.samples):
                 try:
-                    self.read(self._ends[shard] - self.sizes[shard] + position)
+                    sample = self.read(self._ends[shard] - self.sizes[shard] + position)
+                    if sample.image_suffix == VOLUME_SUFFIX:
+                        decode_volume(sample.image, source=f"{self._names[shard]}: {sample.key}")
                 except ValueError as error:
                     faults.append(str(error))
             if on_progress is not None:
@@ -236,10 +246,15 @@ class ShardSet:
         shard, entry = self._entry(index)
         suffixes = _SUFFIXES if image else TEXT_SUFFIXES
         wanted = [member for member in entry.members if member.suffix in suffixes]
+        if image and len(wanted) < len(entry.members):
+            # It is a study or a volume, or others have added files of their own.
+            images = image_suffixes(member.suffix for member in entry.members)
+            wanted = [m for m in entry.members if m.suffix in TEXT_SUFFIXES or m.suffix in images]
         found = self._bytes(shard, wanted, entry.key)
         members = {member.suffix: data for member, data in zip(wanted, found, strict=True)}
         if not image:
-            members |= {member.suffix: b"" for member in entry.members if member.suffix in IMAGE_SUFFIXES}
+            single = [member.suffix for member in entry.members if member.suffix in IMAGE_SUFFIXES]
+            members |= dict.fromkeys(single or image_suffixes(member.suffix for member in entry.members), b"")
         return sample_from_members(entry.key, members, self._names[shard])
 
     def _bytes(self, shard: int, members: Sequence[Member], key: str) -> list[bytes]:

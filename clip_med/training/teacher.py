@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -15,6 +16,9 @@ from clip_med.losses.distill import distillation_loss
 from clip_med.models.config import FolderModel, OpenClipModel
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
+
+# From the contrastive loss, the batch, the student's features and its log scale to what is minimised.
+Distillation = Callable[[Tensor, Batch, Tensor, Tensor, Tensor], Tensor]
 
 
 @config
@@ -36,7 +40,7 @@ class DistillConfig:
 
 
 class Teacher:
-    """The teacher's features of each batch, without gradient, in evaluation mode; called as a `Term` of the step.
+    """The teacher's features of each batch, without gradient, in evaluation mode; called as a `Distillation`.
 
     Raises:
         ValueError: the teacher takes images of another size than the student.
@@ -89,4 +93,4 @@ class Teacher:
         return (1 - self._settings.weight) * contrastive + self._settings.weight * copied
 
 
-__all__ = ["DistillConfig", "Teacher"]
+__all__ = ["DistillConfig", "Distillation", "Teacher"]
