@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from itertools import islice
 from types import TracebackType
 from typing import Final
@@ -77,16 +78,21 @@ class Opener:
 
 
 def open_task(source: Source, task: Task) -> Sample | Rejection:
-    """Read, check and clean one image."""
-    try:
-        image, suffix = source.open_image(task)
-    except RejectedImageError as error:
-        return task.rejected(error.reason, error.detail)
-    except ImageError as error:
-        return task.rejected("undecodable image", str(error))
-    except OSError as error:
-        return task.rejected("unreadable file", error.strerror or type(error).__name__)
-    return task.sample(image, suffix)
+    """Read, check and clean one image, or all of a study; a bad one costs the study and is named."""
+    opened: list[tuple[str, bytes]] = []
+    for path in (task.path, *task.more_paths):
+        one = replace(task, path=path)
+        try:
+            image, suffix = source.open_image(one)
+        except RejectedImageError as error:
+            return one.rejected(error.reason, error.detail)
+        except ImageError as error:
+            return one.rejected("undecodable image", str(error))
+        except OSError as error:
+            return one.rejected("unreadable file", error.strerror or type(error).__name__)
+        opened.append((suffix, image))
+    (suffix, image), *more = opened
+    return task.sample(image, suffix, tuple(more))
 
 
 def _open_parcel(source: Source, parcel: list[Task]) -> list[Sample | Rejection]:

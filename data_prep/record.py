@@ -74,6 +74,7 @@ class Record:
         path: where a person finds it again; stands in `rejected.jsonl`, never in a shard.
         identity: unique within the dataset; hashed to the key.
         group: patient or case; empty: the sample is a group of its own.
+        more_paths: the other images of a study, in the order of its `views` (which name one for each image, or none).
         captions: empty: written from the labels by templates.
         coded: the source wrote the captions itself from coded fields, so that they are not scrubbed.
         absent: findings that are known not to be there; only captions are written from them.
@@ -85,6 +86,8 @@ class Record:
     row: int
     path: str
     identity: str
+    more_paths: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
     captions: tuple[str, ...] = ()
     caption_kinds: tuple[str, ...] = ()
     coded: bool = False
@@ -142,9 +145,11 @@ class Task:
     licence: str
     spacing_mm: tuple[float, ...] | None
     provenance: Mapping[str, str] | None
+    more_paths: tuple[str, ...] = ()
+    views: tuple[str, ...] = ()
 
-    def sample(self, image: bytes, suffix: str) -> Sample:
-        """The sample with its image; everything else is as planned."""
+    def sample(self, image: bytes, suffix: str, more: tuple[tuple[str, bytes], ...] = ()) -> Sample:
+        """The sample with its image, or the images of its study; everything else is as planned."""
         return Sample(
             key=self.key,
             image=image,
@@ -160,6 +165,8 @@ class Task:
             view=self.view,
             study=self.study,
             provenance=self.provenance,
+            more_images=more,
+            views=self.views,
         )
 
     def rejected(self, reason: str, detail: str = "") -> Rejection:
@@ -272,6 +279,8 @@ class Plan:
             licence=record.licence,
             spacing_mm=record.spacing_mm,
             provenance=record.provenance,
+            more_paths=record.more_paths,
+            views=record.views,
         )
 
     def _captions(self, record: Record, key: str, group: str, modality: str) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Text reports as MIMIC-CXR has them, `files/p10/p10000032/s50414267.txt` with the images of the study in the folder
 `s50414267/`, or images beside the report whose names begin with its name. XML reports as Open-i has them, which name
-their images. Every image of a study is a sample with the captions of the report, and shares its study and patient.
+their images. Every image of a study is a sample with the captions of the report, and shares its study and patient; or
+all images of a study are one sample together.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import gzip
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, Literal
 
 from clip_med.config import config
 from data_prep.files import digest_of_listing, inside, walk_files
@@ -42,6 +43,8 @@ class ReportTreeConfig(ShardSettings):
     group_pattern: str = ""
     """Regular expression with one group that finds the patient in the path of a report; empty: the folder of a text
     report, the study of an XML report."""
+    views: Literal["apart", "together"] = "apart"
+    """Whether each image of a study is a sample, or all of them are one."""
     tables: tuple[Path, ...] = ()
     """CSV files (also .gz) with a column dicom_id or image, the name of an image without its ending, and split,
     ViewPosition or view of it."""
@@ -64,6 +67,21 @@ class _Study:
     labels: tuple[str, ...] = ()
     licence: str = ""
 
+    def record(self, relative: str, row: int) -> Record:
+        """All of its images in one record, without split and views."""
+        return Record(
+            row=row,
+            path=self.images[0],
+            more_paths=tuple(self.images[1:]),
+            identity=relative,
+            captions=tuple(self.captions),
+            caption_kinds=tuple(self.captions.values()),
+            labels=self.labels,
+            group=self.group,
+            study=relative,
+            licence=self.licence,
+        )
+
 
 @dataclass(frozen=True)
 class ReportTreeSource:
@@ -82,7 +100,7 @@ class ReportTreeSource:
         return "-".join(digest_of_listing(root, walk_files(root)) for root in roots)
 
     def records(self) -> Iterator[Record | Rejection]:
-        """A record per image of a report; reports and images that have no partner are listed."""
+        """A record per image of a report, or per report; reports and images that have no partner are listed."""
         known = _known_of_images(self.settings.tables)
         images = _Images(self.images_root)
         used: set[str] = set()
@@ -100,25 +118,32 @@ class ReportTreeSource:
                 yield Rejection(row=row, path=relative, reason="unreadable file", detail=error.strerror or "")
                 continue
             used.update(study.images)
+            if self.settings.views == "together":
+                yield self._together(study, relative, row, known)
+                continue
             for place, image in enumerate(study.images):
                 row += place > 0
                 split, view = known.get(PurePosixPath(image).stem, ("", ""))
-                yield Record(
-                    row=row,
-                    path=image,
-                    identity=image,
-                    captions=tuple(study.captions),
-                    caption_kinds=tuple(study.captions.values()),
-                    labels=study.labels,
-                    group=study.group,
-                    study=relative,
-                    split=split,
-                    view=view,
-                    licence=study.licence,
-                )
+                record = replace(study.record(relative, row), more_paths=())
+                yield replace(record, path=image, identity=image, split=split, view=view)
         for image in sorted(set(images.all()) - used):
             row += 1
             yield Rejection(row=row, path=image, reason="no report", detail="no report that could be used names it")
+
+    def _together(
+        self, study: _Study, relative: str, row: int, known: dict[str, tuple[str, str]]
+    ) -> Record | Rejection:
+        """The record of all images of a study; their views, where each has one."""
+        said = [known.get(PurePosixPath(image).stem, ("", "")) for image in study.images]
+        splits = {split for split, _ in said}
+        if len(splits) > 1 and self.settings.split is None:
+            detail = f"its images are in {', '.join(sorted(split or 'none' for split in splits))}"
+            return Rejection(row=row, path=relative, reason="several splits", detail=detail)
+        record = replace(study.record(relative, row), split=min(splits))
+        views = tuple(view for _, view in said if view)
+        if len(said) == 1:
+            return replace(record, view="".join(views))
+        return replace(record, views=views if len(views) == len(said) else ())
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """One image of a study."""

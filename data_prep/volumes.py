@@ -1,4 +1,4 @@
-"""NIfTI volumes as slices: a source of shards. Headers, extensions and file names stay behind."""
+"""NIfTI volumes as slices or whole: a source of shards. Headers, extensions and file names stay behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.orientations import apply_orientation, io_orientation
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
+from clip_med.data.sample import VOLUME_SUFFIX
+from clip_med.data.volume import encode_volume
 from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.grammar import article, sentence
 from data_prep.pixels import encode_png, scaled_down
 from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task
 from data_prep.windows import WINDOWS, WindowName
@@ -29,7 +32,7 @@ _AXIS: Final = {"sagittal": 0, "coronal": 1, "axial": 2}
 
 @config
 class VolumeConfig(ShardSettings):
-    """How volumes become slices."""
+    """How volumes become slices, or that they stay whole."""
 
     plane: Literal["axial", "coronal", "sagittal"] = "axial"
     step: PositiveInt = 1
@@ -38,17 +41,23 @@ class VolumeConfig(ShardSettings):
     """A preset in Hounsfield units; file: from the 0.5 to the 99.5 percentile of the volume."""
     time: NonNegativeInt = 0
     """Which volume of a series in time."""
+    whole: bool = False
+    """Keep volumes with their values: int16 where all are whole numbers in its range, else float32."""
 
     def __post_init__(self) -> None:
         """Refuse volumes of an unknown kind: a NIfTI header does not say what it is."""
         super().__post_init__()
         if self.modality is None:
             raise ValueError("modality must be given for volumes: their files do not say it")
+        sliced = {"plane": self.plane != "axial", "step": self.step != 1, "window": self.window != "file"}
+        for name, given in {**sliced, "max_side": self.max_side is not None}.items():
+            if self.whole and given:
+                raise ValueError(f"{name} is for slices: leave it out with whole, which keeps the values of a volume")
 
 
 @dataclass(frozen=True)
 class VolumeSource:
-    """Every `.nii` and `.nii.gz` below a folder; each is a case, and each of its slices a sample."""
+    """Every `.nii` and `.nii.gz` below a folder; each is a case, and each of its slices (or all of it) a sample."""
 
     root: Path
     settings: VolumeConfig
@@ -61,7 +70,7 @@ class VolumeSource:
         return digest_of_listing(self.root, walk_files(self.root))
 
     def records(self) -> Iterator[Record | Rejection]:
-        """A record per slice; headers are read, voxels are not."""
+        """A record per slice, or per volume; headers are read, voxels are not."""
         settings, row = self.settings, 0
         modality = settings.modality or ""
         article = "An" if settings.plane[0] in "a" else "A"
@@ -72,6 +81,9 @@ class VolumeSource:
                 shape, spacing = _geometry(inside(self.root, relative, named="the folder"))
             except RejectedImageError as error:
                 yield Rejection(row=row, path=relative, reason=error.reason, detail=error.detail)
+                continue
+            if settings.whole:
+                yield self._whole(relative, row, spacing)
                 continue
             axis = _AXIS[settings.plane]
             rows, columns = (1 if axis == 2 else 2), (1 if axis == 0 else 0)
@@ -93,9 +105,29 @@ class VolumeSource:
                     where={"slice": place},
                 )
 
+    def _whole(self, relative: str, row: int, spacing: tuple[float, float, float]) -> Record:
+        return Record(
+            row=row,
+            path=relative,
+            identity=relative,
+            captions=(sentence(f"{article(f'{self.settings.modality} volume')} {self.settings.modality} volume."),),
+            caption_kinds=("metadata",),
+            coded=True,
+            group=relative,
+            study=relative,
+            spacing_mm=spacing,
+            # To which side each axis runs: right, anterior (front), superior (head).
+            provenance={"axes": "RAS"},
+        )
+
     def open_image(self, task: Task) -> tuple[bytes, str]:
-        """One slice as radiologists hang it: the patient's right or front on the left, front or head at the top."""
+        """One slice as radiologists hang it: the patient's right or front on the left, front or head at the top.
+
+        Or a volume in canonical order, the first axis from left to right, then back to front and foot to head.
+        """
         path = inside(self.root, task.path, named="the folder")
+        if self.settings.whole:
+            return _encoded(_values(path, self.settings.time)), VOLUME_SUFFIX
         volume = _levels(path, self.settings.window, self.settings.time)
         place = int(task.where["slice"])
         match self.settings.plane:
@@ -149,7 +181,19 @@ def _geometry(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, flo
 
 @lru_cache(maxsize=1)
 def _levels(path: Path, window: WindowName, time: int) -> UInt8[np.ndarray, "X Y Z"]:
-    """A volume in canonical order as grey levels, with slope and intercept applied."""
+    """A volume in canonical order as grey levels."""
+    values = _values(path, time)
+    if window == "file":
+        low, high = np.percentile(values[np.isfinite(values)], (0.5, 99.5))
+    else:
+        center, width = WINDOWS[window]
+        low, high = center - width / 2, center + width / 2
+    shown = np.clip((np.where(np.isfinite(values), values, low) - low) / max(high - low, 1e-12), 0, 1)
+    return np.rint(255 * shown).astype(np.uint8)
+
+
+def _values(path: Path, time: int) -> Float32[np.ndarray, "X Y Z"]:
+    """A volume in canonical order, with slope and intercept applied; at least one voxel is finite."""
     image = _opened(path)
     if len(image.shape) == 4 and time >= image.shape[3]:
         raise RejectedImageError("no volume", f"number {time} of {image.shape[3]}")
@@ -158,16 +202,24 @@ def _levels(path: Path, window: WindowName, time: int) -> UInt8[np.ndarray, "X Y
         values: Float32[np.ndarray, "X Y Z"] = np.asarray(stored, np.float32)
     except _DAMAGED as error:
         raise RejectedImageError("damaged NIfTI", f"{type(error).__name__}: {error}") from error
-    finite = np.isfinite(values)
-    if not finite.any():
+    if not np.isfinite(values).any():
         raise RejectedImageError("no grey values", "no voxel is a finite number")
-    if window == "file":
-        low, high = np.percentile(values[finite], (0.5, 99.5))
-    else:
-        center, width = WINDOWS[window]
-        low, high = center - width / 2, center + width / 2
-    shown = np.clip((np.where(finite, values, low) - low) / max(high - low, 1e-12), 0, 1)
-    return apply_orientation(np.rint(255 * shown).astype(np.uint8), _orientation(image))
+    return apply_orientation(values, _orientation(image))
+
+
+def _encoded(values: Float32[np.ndarray, "X Y Z"]) -> bytes:
+    """The volume as `.npy`; voxels without a finite value get the least of the others."""
+    finite = np.isfinite(values)
+    least, most = float(values[finite].min()), float(values[finite].max())
+    if least == most:
+        raise RejectedImageError("empty volume", "all voxels are equal")
+    values = np.where(finite, values, np.float32(least))
+    if least >= -32768 and most <= 32767 and np.array_equal(values, np.rint(values)):
+        values = values.astype(np.int16)
+    try:
+        return encode_volume(values)
+    except ValueError as error:
+        raise RejectedImageError("too large", str(error)) from error
 
 
 __all__ = ["VolumeConfig", "VolumeSource"]

@@ -91,11 +91,14 @@ def _add_volumes(actions: Any) -> None:
         actions,
         "volumes",
         _volumes,
-        text="make shards from the slices of NIfTI volumes",
+        text="make shards from NIfTI volumes, as slices or whole",
         note="Every file is a case; --modality is required.",
         example="scans/ --modality CT --window lung --step 5 --out shards/ct",
     )
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .nii and .nii.gz files, at any depth")
+    parser.add_argument(
+        "--whole", action="store_true", help="keep volumes with their values as .npy, which models of 2-D images refuse"
+    )
     parser.add_argument("--plane", default="axial", choices=("axial", "coronal", "sagittal"), help="default axial")
     parser.add_argument("--step", metavar="N", type=int, default=1, help="every so many slices; default 1")
     add_window(parser, "by percentiles")

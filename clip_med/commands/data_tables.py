@@ -138,6 +138,12 @@ def _add_reports(actions: Any) -> None:
         choices=("findings", "impression", "report"),
         help="each is a caption; report: all of it; default findings impression",
     )
+    parser.add_argument(
+        "--views",
+        default="apart",
+        choices=("apart", "together"),
+        help="each image of a study is a sample, or all are one, of which training shows one at a time; default apart",
+    )
     parser.add_argument("--group-pattern", metavar="REGEX", default="", help=_GROUP_HELP)
     parser.add_argument(
         "--table",

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from clip_med.cli import main
+from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from data_prep.report_sections import chosen_sections, split_sections
@@ -99,6 +100,34 @@ def test_a_tree_as_mimic_cxr_has_it(tmp_path: Path) -> None:
         ("No acute cardiopulmonary process.",),
         ("Small left effusion.",),
     }
+
+
+def test_views_together_are_one_sample_per_report(tmp_path: Path) -> None:
+    for name, level in (("1/a.png", 1), ("1/b.png", 2), ("2/c.png", 3), ("3/d.png", 4), ("3/e.png", 5), ("4/f.png", 6)):
+        image(tmp_path / "in" / name, level)
+    (tmp_path / "in/4/g.png").write_bytes(b"no image")
+    for number in range(1, 5):
+        (tmp_path / f"in/{number}.txt").write_text(f"IMPRESSION: Number {number}.")
+    table = tmp_path / "t.csv"
+    table.write_text("image,view,split\na,PA,train\nb,lateral,train\nc,PA,train\nd,PA,train\ne,,test\n")
+    command = ["data", "reports", str(tmp_path / "in"), "--views", "together", "--table", str(table), "--json"]
+    assert main([*command, "--out", str(tmp_path / "out"), "--overlap", "keep"]) == 0
+    first, second = written(tmp_path / "out")["train"]
+    assert [int(decode_image(data)[0, 0, 0]) for _, data in first.images] == [1, 2]
+    assert (first.views, first.view, first.captions) == (("PA", "lateral"), None, ("Number 1.",))
+    assert (second.views, second.view, len(second.images)) == ((), "PA", 1)
+    assert reasons(tmp_path / "out") == {"3.txt": "several splits", "4/g.png": "undecodable image"}
+    # With one split for all there is nothing to disagree about, and processes change no byte.
+    sets: list[str] = []
+    for workers in ("0", "1"):
+        out = tmp_path / f"all{workers}"
+        secret = ["--secret", str(tmp_path / "secret")]
+        assert main([*command, "--out", str(out), "--split", "all", "--workers", workers, *secret]) == 0
+        sets.append(ShardSet.open(out / "all").digest)
+    assert sets[0] == sets[1]
+    found = written(tmp_path / "all0")["all"]
+    assert [(len(sample.images), sample.views) for sample in found] == [(2, ("PA", "lateral")), (1, ()), (2, ())]
+    assert main(["data", "verify", str(tmp_path / "all0/all")]) == 0
 
 
 def test_images_beside_a_report_are_those_whose_names_begin_with_its_name(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from clip_med.cli import main
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
+from clip_med.data.volume import decode_volume
 
 TEST_VOLUMES = Path(nibabel.__file__).parent / "tests/data"
 
@@ -70,6 +71,40 @@ def test_windows_percentiles_slope_and_steps(tmp_path: Path) -> None:
     # nibabel stores the values as they are beside the given slope and intercept.
     expected = np.clip((2 * values[::-1, 0, 0] - 10 - (50 - 200)) / 400, 0, 1) * 255
     assert np.abs(decode_image(samples[0].image)[0, :, 0] - expected).max() <= 1
+
+
+@pytest.mark.parametrize("axes", ["RAS", "LPI"])
+def test_whole_volumes_keep_their_values_in_canonical_order(tmp_path: Path, axes: str) -> None:
+    turn = nibabel.orientations.ornt_transform(
+        nibabel.orientations.axcodes2ornt("RAS"), nibabel.orientations.axcodes2ornt(axes)
+    )
+    (tmp_path / "in").mkdir()
+    fractions = np.random.default_rng(0).normal(size=(3, 4, 5)).astype(np.float32)
+    fractions[1, 1, 1] = np.nan
+    made = {"a": marked(), "b": fractions, "c": np.full((3, 3, 3), 7, np.int16), "d": marked().astype(np.float32) * 100}
+    for name, values in made.items():
+        image = nibabel.Nifti1Image(values, np.diag([1.0, 2.0, 3.0, 1.0])).as_reoriented(turn)
+        nibabel.save(image, tmp_path / f"in/{name}.nii.gz")
+    assert run(tmp_path / "in", tmp_path / "out", "--whole", "--modality", "MRI") == 0
+    whole, real, large = read(tmp_path / "out")
+    assert decode_volume(whole.image).dtype == np.int16
+    np.testing.assert_array_equal(decode_volume(whole.image), marked())
+    expected = np.where(np.isnan(fractions), np.nanmin(fractions), fractions)
+    np.testing.assert_array_equal(decode_volume(real.image), expected)
+    np.testing.assert_array_equal(decode_volume(large.image), marked().astype(np.float32) * 100)
+    assert (whole.image_suffix, whole.spacing_mm, whole.provenance) == ("npy", (1.0, 2.0, 3.0), {"axes": "RAS"})
+    assert whole.captions == ("An MRI volume.",)
+    (line,) = (json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines())
+    assert (line["path"], line["reason"]) == ("c.nii.gz", "empty volume")
+    assert main(["data", "verify", str(tmp_path / "out/train")]) == 0
+
+
+@pytest.mark.parametrize("words", [("--plane", "coronal"), ("--step", "2"), ("--window", "lung"), ("--max-side", "64")])
+def test_whole_volumes_refuse_what_is_for_slices(
+    tmp_path: Path, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, tmp_path / "out", "--whole", "--modality", "CT", *words) == 2
+    assert f"{words[0][2:].replace('-', '_')} is for slices" in capsys.readouterr().err
 
 
 def test_hostile_volumes_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
