@@ -28,9 +28,11 @@ from clip_med.models.config import LoRAConfig, ModelConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
 from clip_med.models.lora import add_lora
+from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import TrainConfig
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.teacher import DistillConfig, Teacher
+from clip_med.training.terms import Term
 from clip_med.training.trainer import Evaluator, PooledText, StepReport, TrainSummary, train
 
 log = logging.getLogger(__name__)
@@ -52,6 +54,8 @@ class PretrainConfig:
     loss: LossConfig = InfoNCEConfig()
     distill: DistillConfig | None = None
     """A teacher whose similarities the model learns besides; None: none."""
+    align: AlignConfig | None = None
+    """A frozen knowledge encoder that the text tower stays near; None: none."""
     loader: LoaderConfig = LoaderConfig()
     describe: DescribeConfig | None = None
     """Labels in captions give way to descriptions of the knowledge base; None: captions are shown as they are."""
@@ -145,7 +149,7 @@ def pretrain(
             describer = None if config.describe is None else Describer(config.describe)
             if describer is not None:
                 on_start(_coverage(describer, encoder, shards))
-            teacher = None if config.distill is None else Teacher(config.distill, encoder, config.train.precision)
+            terms = _terms(config, encoder)
             pooled_text = None
             if config.train.cache_text:
                 pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
@@ -160,11 +164,21 @@ def pretrain(
                 total_steps=total_steps,
                 evaluators=evaluators,
                 pooled_text=pooled_text,
-                distill=teacher,
-                chance_loss=None if teacher else chance_loss(config.loss, config.train.batch_size),
+                terms=terms,
+                chance_loss=None if terms else chance_loss(config.loss, config.train.batch_size),
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )
+
+
+def _terms(config: PretrainConfig, encoder: DualEncoder) -> tuple[Term, ...]:
+    """What is added to the contrastive loss, in the order in which the configuration names it."""
+    terms: list[Term] = []
+    if config.distill is not None:
+        terms.append(Teacher(config.distill, encoder, config.train.precision))
+    if config.align is not None:
+        terms.append(KnowledgeAlignment(config.align, encoder, config.train.precision))
+    return tuple(terms)
 
 
 def _loader(

@@ -34,11 +34,14 @@ def adasp(
         >>> round(adasp(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), 4.0).item(), 4)
         0.1982
     """
-    ids, place = torch.unique(groups, return_inverse=True)
+    ordered = groups.sort().values
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    ids = ordered[first]
     if len(ids) < 2:
         raise ValueError("the batch holds one group of texts; two or more are needed")
-    same = place[:, None] == place[None, :]
-    member = torch.arange(len(ids), device=groups.device)[:, None] == place[None, :]
+    same = groups[:, None] == groups[None, :]
+    member = ids[:, None] == groups[None, :]
     logits = scale * features @ features.T
     away = (-logits).masked_fill(~same, float("-inf")).logsumexp(1)
     hardest = -_over_rows(away, member)
@@ -49,7 +52,7 @@ def adasp(
     positive = weight * hardest + (1 - weight) * easiest
     left_out = same if ignored is None else same | ignored
     # Each row carries its share of the group's positive: a row whose others are all ignored has a finite sum too.
-    share = (positive - member.sum(1).to(positive.dtype).log())[place]
+    share = (positive - member.sum(1).to(positive.dtype).log())[torch.searchsorted(ids, groups)]
     every = torch.cat([share[:, None], logits.masked_fill(left_out, float("-inf"))], dim=1).logsumexp(1)
     return (_over_rows(every, member) - positive).mean()
 

@@ -19,7 +19,7 @@ from clip_med.training.config import TrainConfig
 from clip_med.training.grad_cache import CachedFeatures, Inputs, refuse_batch_statistics
 from clip_med.training.parallel import Towers, clip_gradients
 from clip_med.training.stop import REASONS
-from clip_med.training.teacher import Distillation
+from clip_med.training.terms import Term
 from clip_med.training.watch import NonFiniteError, describe_gradients, describe_loss
 
 PooledText = Callable[[Sequence[str]], Tensor]
@@ -39,7 +39,7 @@ class TrainStep:
 
     Args:
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        distill: adds what a teacher says of the batch to the contrastive loss.
+        terms: what is added to the contrastive loss, each to what the ones before it made.
 
     Raises:
         ValueError: `micro_batch` with layers whose output depends on the other rows.
@@ -53,10 +53,10 @@ class TrainStep:
         loss: ContrastiveLoss,
         config: TrainConfig,
         pooled_text: PooledText | None = None,
-        distill: Distillation | None = None,
+        terms: Sequence[Term] = (),
     ) -> None:
         self._encoder, self._towers, self._optimizer, self._loss = encoder, towers, optimizer, loss
-        self._config, self._pooled_text, self._distill = config, pooled_text, distill
+        self._config, self._pooled_text, self._terms = config, pooled_text, terms
         if config.micro_batch is not None:
             refuse_batch_statistics(encoder.clip)
 
@@ -72,8 +72,8 @@ class TrainStep:
         image_features, text_features, replay = self._features(self._inputs(batch, device), step)
         group_ids = batch.group_ids.to(device, non_blocking=True)
         objective = self._loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
-        if self._distill is not None:
-            objective = self._distill(objective, batch, image_features, text_features, encoder.logit_scale)
+        for term in self._terms:
+            objective = term(objective, batch, image_features, text_features, encoder.logit_scale)
         value, stopped = _agree(float(objective.detach()), received())
         if not math.isfinite(value):
             raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -16,9 +15,6 @@ from clip_med.losses.distill import distillation_loss
 from clip_med.models.config import FolderModel, OpenClipModel
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
-
-# From the contrastive loss, the batch, the student's features and its log scale to what is minimised.
-Distillation = Callable[[Tensor, Batch, Tensor, Tensor, Tensor], Tensor]
 
 
 @config
@@ -40,7 +36,7 @@ class DistillConfig:
 
 
 class Teacher:
-    """The teacher's features of each batch, without gradient, in evaluation mode; called as a `Distillation`.
+    """The teacher's features of each batch, without gradient, in evaluation mode; called as a `Term` of the step.
 
     Raises:
         ValueError: the teacher takes images of another size than the student.
@@ -93,4 +89,4 @@ class Teacher:
         return (1 - self._settings.weight) * contrastive + self._settings.weight * copied
 
 
-__all__ = ["DistillConfig", "Distillation", "Teacher"]
+__all__ = ["DistillConfig", "Teacher"]

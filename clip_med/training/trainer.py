@@ -25,7 +25,7 @@ from clip_med.training.run_folder import RunFolder
 from clip_med.training.saving import Saver
 from clip_med.training.step import PooledText, StepResult, TrainStep
 from clip_med.training.stop import StopSignals, TimeLimit
-from clip_med.training.teacher import Distillation
+from clip_med.training.terms import Term
 from clip_med.training.throughput import Throughput
 from clip_med.training.watch import ChanceAlarm, NonFiniteError
 from clip_med.training.watchdog import Watchdog
@@ -90,7 +90,7 @@ def train(
     total_steps: int,
     evaluators: Sequence[Evaluator] = (),
     pooled_text: PooledText | None = None,
-    distill: Distillation | None = None,
+    terms: Sequence[Term] = (),
     chance_loss: float | None = None,
     allow_data_change: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
@@ -103,7 +103,7 @@ def train(
     Args:
         run: an open run folder.
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        distill: see `TrainStep`.
+        terms: see `TrainStep`.
         chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
         allow_data_change: continue although shards or mixture have changed, see `TrainLoader.load_state_dict`.
         on_step: called on rank 0 every `log_every_steps` and after the last step.
@@ -124,7 +124,7 @@ def train(
     encoder.train()
     began = time.monotonic()
     loop = _Loop(encoder, loader, config, run, total_steps, evaluators, on_step)
-    loop.prepare(loss, pooled_text, distill, chance_loss, allow_data_change=allow_data_change)
+    loop.prepare(loss, pooled_text, terms, chance_loss, allow_data_change=allow_data_change)
     first = loop.progress.step
     stopped = loop.go()
     step = loop.progress.step
@@ -164,7 +164,7 @@ class _Loop:
         self,
         loss: ContrastiveLoss,
         pooled_text: PooledText | None,
-        distill: Distillation | None,
+        terms: Sequence[Term],
         chance_loss: float | None,
         *,
         allow_data_change: bool,
@@ -188,7 +188,7 @@ class _Loop:
             extra=self.extra,
         )
         self.progress.resume(allow_data_change=allow_data_change)
-        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, distill)
+        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, terms)
         self.chance = ChanceAlarm(chance_loss)
 
     def go(self) -> str | None:

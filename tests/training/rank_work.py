@@ -163,3 +163,19 @@ def read_part(folder: str, sharded: bool) -> int:
             assert torch.equal(whole, expected[name]), name
         print(json.dumps(len(into)))
     return 0
+
+
+def knowledge_step(bert: str, out: str) -> int:
+    """The gradients of a step with a term of knowledge, written by rank 0."""
+    from safetensors.torch import save_file
+
+    from tests.training.knowledge_terms import CAPTIONS, step_gradients
+
+    with process_group("cpu"):
+        each = len(CAPTIONS) // world_size()
+        _, found = step_gradients(Path(bert), slice(rank() * each, (rank() + 1) * each))
+        if rank() == 0:
+            save_file({name: value.contiguous() for name, value in found.items()}, out)
+        dist.barrier()
+        print(json.dumps(len(found)))
+    return 0

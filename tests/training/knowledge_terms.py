@@ -1,0 +1,75 @@
+"""One step of a tiny dual encoder in double precision with a term of knowledge, on all rows or on those of a rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from clip_med.data.batch import Batch
+from clip_med.losses.config import InfoNCEConfig
+from clip_med.losses.contrastive import build_loss
+from clip_med.models.config import HFTower
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.folder import build_model
+from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
+from clip_med.training.config import OptimConfig, TrainConfig
+from clip_med.training.optim import build_optimizer
+from clip_med.training.parallel import Towers
+from clip_med.training.step import TrainStep
+from tests.tiny_run import TINY
+from tests.training.steps import gradients
+
+CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
+GROUPS = torch.tensor([[0], [1], [2], [3], [0], [5]])
+
+
+def tower(bert: Path) -> HFTower:
+    """The tiny knowledge encoder."""
+    return HFTower(path=str(bert), context_length=16)
+
+
+def model() -> DualEncoder:
+    """As wide as the knowledge encoder."""
+    torch.manual_seed(0)
+    return build_model(dataclasses.replace(TINY, embed_dim=32)).double().train()
+
+
+def batch(encoder: DualEncoder, own: slice = slice(None)) -> Batch:
+    """Noise with the captions; the rows that belong together lie on different ranks."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (len(CAPTIONS), 3, 32, 32), dtype=torch.uint8, generator=generator)
+    captions = CAPTIONS[own]
+    return Batch(
+        images=images[own],
+        tokens=encoder.tokenize(CAPTIONS)[own],
+        captions=captions,
+        keys=captions,
+        modalities=("CT",) * len(captions),
+        indices=torch.arange(len(CAPTIONS))[own],
+        group_ids=GROUPS[own],
+        position=0,
+    )
+
+
+def step_gradients(
+    bert: Path, own: slice = slice(None), micro_batch: int | None = None
+) -> tuple[float, dict[str, Tensor]]:
+    """Loss, and gradients by parameter."""
+    encoder = model()
+    settings = TrainConfig(samples=60, batch_size=len(CAPTIONS), micro_batch=micro_batch, max_grad_norm=None)
+    term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=2.0), encoder, "fp32")
+    towers = Towers(encoder, settings)
+    step = TrainStep(
+        encoder,
+        towers,
+        build_optimizer(encoder, OptimConfig(lr=1e-3)),
+        build_loss(InfoNCEConfig()),
+        settings,
+        None,
+        (term,),
+    )
+    result = step.gradients(batch(encoder, own), 0, lambda: None)
+    return result.loss, gradients(encoder)

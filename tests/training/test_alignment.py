@@ -1,0 +1,106 @@
+"""Knowledge-text alignment: value and gradient against NumPy, by chunks, by two ranks, and from a configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from clip_med.models.folder import build_model, load_folder
+from clip_med.pretrain import pretrain
+from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
+from clip_med.training.metrics_log import read_metrics
+from tests.models.tiny_bert import write_bert
+from tests.tiny_run import TINY, tiny_config
+from tests.training.knowledge_terms import GROUPS, batch, model, step_gradients, tower
+from tests.training.rank_server import RankServer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return write_bert(tmp_path_factory.mktemp("align") / "bert", weights=True)
+
+
+def reference(t: np.ndarray, k: np.ndarray, groups: list[int], scale: float) -> float:
+    same = np.array([[float(a == b) for b in groups] for a in groups])
+    total = 0.0
+    for logits in (scale * t @ k.T, scale * k @ t.T):
+        shares = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        total -= float(((shares * same).sum(1) / same.sum(1)).mean()) / 2
+    return total
+
+
+def test_value_and_gradient_are_those_of_the_reference(bert: Path) -> None:
+    encoder = model()
+    term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=0.3, scale=10.0), encoder, "fp32")
+    told = batch(encoder)
+    known = term.features(told).double().numpy()
+    generator = torch.Generator().manual_seed(1)
+    text = F.normalize(torch.randn(6, 32, generator=generator, dtype=torch.float64), dim=1).requires_grad_()
+    groups = GROUPS[:, 0].tolist()
+    value = term(torch.tensor(2.0, dtype=torch.float64), told, text, text, encoder.logit_scale)
+    plain = text.detach().numpy()
+    expected = (2.0 + 0.3 * reference(plain, known, groups, 10.0)) / 1.3
+    assert value.item() == pytest.approx(expected, abs=1e-12)
+    value.backward()
+    assert text.grad is not None
+    for place in ((0, 0), (4, 3), (5, 31)):
+        step = np.zeros_like(plain)
+        step[place] = 1e-6
+        up, down = (reference(plain + sign * step, known, groups, 10.0) for sign in (1, -1))
+        assert text.grad[place].item() == pytest.approx(0.3 / 1.3 * (up - down) / 2e-6, abs=1e-7)
+    assert not any(p.requires_grad for p in term.encoder.parameters())
+    assert not any(module.training for module in term.encoder.modules())
+
+
+def test_the_weight_goes_from_the_contrastive_loss_to_the_alignment(bert: Path) -> None:
+    encoder = model()
+    told, rows = batch(encoder), torch.eye(6, 32, dtype=torch.float64)
+    ends: list[float] = []
+    for weight in (1e-9, 1e9):
+        term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=weight, scale=10.0), encoder, "fp32")
+        ends.append(term(torch.tensor(2.0).double(), told, rows, rows, encoder.logit_scale).item())
+    known = KnowledgeAlignment(AlignConfig(text=tower(bert)), encoder, "fp32").features(told).double().numpy()
+    assert ends == pytest.approx([2.0, reference(rows.numpy(), known, GROUPS[:, 0].tolist(), 10.0)], abs=1e-6)
+
+
+def test_chunks_and_two_ranks_give_the_gradients_of_the_batch(bert: Path, ranks: RankServer, tmp_path: Path) -> None:
+    loss, whole = step_gradients(bert)
+    by_two = step_gradients(bert, micro_batch=2)
+    ranks.results(2, "knowledge_step", str(bert), str(tmp_path / "two.safetensors"))
+    for other in (by_two[1], load_file(tmp_path / "two.safetensors")):
+        assert other.keys() == whole.keys()
+        for name, value in whole.items():
+            # The knowledge encoder is fp32.
+            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-7, msg=name)
+    assert by_two[0] == pytest.approx(loss, abs=1e-7)
+    assert float(whole["text_projection"].abs().max()) > 1e-3
+
+
+def test_what_does_not_fit_is_refused_and_a_run_draws_texts_to_their_knowledge(
+    bert: Path, shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ValueError, match=r"align.text has features of 32 numbers, the model of 16.*model.embed_dim: 32"
+    ):
+        KnowledgeAlignment(AlignConfig(text=tower(bert)), build_model(TINY), "fp32")
+    with pytest.raises(ValueError, match="nothing to keep"):
+        AlignConfig(text=dataclasses.replace(tower(bert), pretrained=False))
+    config = dataclasses.replace(
+        tiny_config(shards),
+        model=dataclasses.replace(TINY, embed_dim=32),
+        align=AlignConfig(text=tower(bert), weight=20.0),
+    )
+    summary = pretrain(config, tmp_path / "run", device="cpu")
+    losses = [line["loss"] for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in line]
+    assert len(losses) == summary.step == 12
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert load_folder(tmp_path / "run" / summary.checkpoint / "model").preprocess.size == 32
