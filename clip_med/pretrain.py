@@ -16,6 +16,7 @@ from clip_med.data.captions import drawable
 from clip_med.data.cores import own_cores
 from clip_med.data.loader import LoaderConfig, TrainLoader
 from clip_med.data.remote import RemoteConfig
+from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.data.training_data import MixtureConfig, SourceConfig, TrainingData, open_training_data
 from clip_med.distributed import process_group, rank, world_size
@@ -29,7 +30,8 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
 from clip_med.models.lora import add_lora
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
-from clip_med.training.config import TrainConfig
+from clip_med.training.config import FSDPConfig, TrainConfig
+from clip_med.training.prototypes import PrototypeConfig, Prototypes
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.teacher import DistillConfig, Teacher
 from clip_med.training.terms import Term
@@ -56,6 +58,8 @@ class PretrainConfig:
     """A teacher whose similarities the model learns besides; None: none."""
     align: AlignConfig | None = None
     """A frozen knowledge encoder that the text tower stays near; None: none."""
+    prototypes: tuple[PrototypeConfig, ...] = ()
+    """Sets of classes whose images are drawn to what is said of the class; empty: none."""
     loader: LoaderConfig = LoaderConfig()
     describe: DescribeConfig | None = None
     """Labels in captions give way to descriptions of the knowledge base; None: captions are shown as they are."""
@@ -77,6 +81,15 @@ class PretrainConfig:
             raise ValueError(
                 f"describe needs loader.positives: label, got {self.loader.positives}; two images of one class with "
                 f"different descriptions would count as negatives"
+            )
+        if self.prototypes and self.loader.positives != "label":
+            raise ValueError(
+                f"prototypes needs loader.positives: label, got {self.loader.positives}: labels name classes"
+            )
+        if self.prototypes and isinstance(self.train.parallel, FSDPConfig):
+            raise ValueError(
+                "prototypes encodes sentences outside the step's forward pass, and with train.parallel.kind: fsdp the "
+                "weights lie in parts; use ddp"
             )
         if self.lora is not None:
             _check_lora(self.lora, self.train)
@@ -150,6 +163,9 @@ def pretrain(
             if describer is not None:
                 on_start(_coverage(describer, encoder, shards))
             terms = _terms(config, encoder)
+            for term in terms:
+                if isinstance(term, Prototypes):
+                    on_start(term.coverage(_spread(shards)))
             pooled_text = None
             if config.train.cache_text:
                 pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
@@ -178,6 +194,7 @@ def _terms(config: PretrainConfig, encoder: DualEncoder) -> tuple[Term, ...]:
         terms.append(Teacher(config.distill, encoder, config.train.precision))
     if config.align is not None:
         terms.append(KnowledgeAlignment(config.align, encoder, config.train.precision))
+    terms.extend(Prototypes(one, encoder, config.train.precision) for one in config.prototypes)
     return tuple(terms)
 
 
@@ -213,7 +230,7 @@ def _coverage(describer: Describer, encoder: DualEncoder, shards: ShardSet) -> s
     Raises:
         ValueError: no label has any.
     """
-    samples = [shards.metadata(index) for index in range(0, len(shards), -(-len(shards) // 2000))]
+    samples = _spread(shards)
     found = describer.coverage(samples)
     if not found.texts:
         raise ValueError(
@@ -225,6 +242,11 @@ def _coverage(describer: Describer, encoder: DualEncoder, shards: ShardSet) -> s
         f"descriptions of {len(found.texts)} of {len(found.texts) + len(found.unknown)} labels: {len(texts)} texts, "
         f"{encoder.truncated(texts)} longer than the context; none of: {', '.join(found.unknown) or '-'}"
     )
+
+
+def _spread(shards: ShardSet) -> list[Sample]:
+    """Up to 2,000 samples at equal distances, without their images."""
+    return [shards.metadata(index) for index in range(0, len(shards), -(-len(shards) // 2000))]
 
 
 def _check_lora(lora: LoRAConfig, train: TrainConfig) -> None:

@@ -17,7 +17,12 @@ Floats = NDArray[np.floating]
 
 
 def class_scores(
-    image_features: Floats, prompt_features: Sequence[Floats], *, scale: float = 100.0, ensemble: Ensemble = "embedding"
+    image_features: Floats,
+    prompt_features: Sequence[Floats],
+    *,
+    scale: float = 100.0,
+    ensemble: Ensemble = "embedding",
+    weights: Sequence[Sequence[float]] | None = None,
 ) -> NDArray[np.float64]:
     """Scores [N, C] of images for classes that are each described by several prompts.
 
@@ -34,20 +39,22 @@ def class_scores(
         image_features: [N, D] unit rows.
         prompt_features: per class [P_c, D] unit rows, P_c at least 1.
         scale: the model's exponentiated logit scale.
+        weights: of each class's prompts, above 0, in the means of embeddings and logits; None: all alike.
 
     Raises:
-        ValueError: a class without prompts, or unequal numbers of prompts for `probability`.
+        ValueError: a class without prompts, unequal numbers of prompts for `probability`, or weights for it or `max`.
     """
     if not prompt_features or any(len(rows) == 0 for rows in prompt_features):
         raise ValueError("every class needs at least one prompt")
     images = image_features.astype(np.float64)
     prompts = [rows.astype(np.float64) for rows in prompt_features]
+    if weights is not None and ensemble in ("max", "probability"):
+        raise ValueError(f"ensemble {ensemble} has no weights of prompts; take embedding, or leave the weights out")
     match ensemble:
         case "embedding":
-            means = np.stack([rows.mean(axis=0) for rows in prompts])
-            return scale * images @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+            return scale * images @ class_prototypes(prompts, weights).T
         case "embedding_no_renorm" | "logit":
-            return scale * images @ np.stack([rows.mean(axis=0) for rows in prompts]).T
+            return scale * images @ _means(prompts, weights).T
         case "max":
             return np.stack([scale * (images @ rows.T).max(axis=1) for rows in prompts], axis=1)
         case "probability":
@@ -56,6 +63,20 @@ def class_scores(
             logits = scale * np.einsum("nd,cpd->npc", images, np.stack(prompts))
             exponentials = np.exp(logits - logits.max(axis=2, keepdims=True))
             return (exponentials / exponentials.sum(axis=2, keepdims=True)).mean(axis=1)
+
+
+def class_prototypes(
+    prompt_features: Sequence[Floats], weights: Sequence[Sequence[float]] | None = None
+) -> NDArray[np.float64]:
+    """Unit rows [C, D]: the direction of each class's (weighted) mean prompt, which `embedding` compares with."""
+    means = _means([rows.astype(np.float64) for rows in prompt_features], weights)
+    return means / np.linalg.norm(means, axis=1, keepdims=True)
+
+
+def _means(prompts: Sequence[NDArray[np.float64]], weights: Sequence[Sequence[float]] | None) -> NDArray[np.float64]:
+    if weights is None:
+        return np.stack([rows.mean(axis=0) for rows in prompts])
+    return np.stack([np.average(rows, axis=0, weights=own) for rows, own in zip(prompts, weights, strict=True)])
 
 
 def classification_results(
@@ -84,4 +105,4 @@ def classification_results(
     ]
 
 
-__all__ = ["Ensemble", "class_scores", "classification_results"]
+__all__ = ["Ensemble", "class_prototypes", "class_scores", "classification_results"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
-from clip_med.knowledge.prompts import ClassPrompts, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 
 
 @config
@@ -30,6 +30,8 @@ class ClassificationTask:
         counts = {label: len(texts) for label, texts in render_prompts(self.prompts).items()}
         if self.ensemble == "probability" and len(set(counts.values())) > 1:
             raise ValueError(f"ensemble probability needs equally many prompts per class, got {counts}")
+        if self.ensemble in ("max", "probability") and prompt_weights(self.prompts) is not None:
+            raise ValueError(f"prompts.knowledge.attribute_weights: ensemble {self.ensemble} has no weights of prompts")
 
 
 @config

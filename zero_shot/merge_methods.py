@@ -15,7 +15,7 @@ from torch import Tensor
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
-from clip_med.knowledge.prompts import render_prompts
+from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating, text_features
 from clip_med.models.interpolate import ModelFamily
@@ -107,7 +107,8 @@ class Classifiers:
             rows = [encoder.encode_image(part.to(device)).float().cpu() for part in images.split(self.batch_size)]
         scale = float(encoder.logit_scale.detach().exp())
         features = torch.cat(rows).numpy()
-        scores = class_scores(features, np.split(texts, ends), scale=scale, ensemble=self.task.ensemble)
+        parts, weighted = np.split(texts, ends), prompt_weights(self.task.prompts)
+        scores = class_scores(features, parts, scale=scale, ensemble=self.task.ensemble, weights=weighted)
         return np.log(scores) if self.task.ensemble == "probability" else scores
 
     def between(self, alpha: float, images: UInt8[Tensor, "N 3 S S"]) -> Doubles:

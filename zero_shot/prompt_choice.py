@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import ClassPrompts, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, text_features
 from zero_shot.classify import Ensemble, class_scores
@@ -58,9 +58,10 @@ def candidates(task: ClassificationTask) -> tuple[Prompting, ...]:
         Prompting(name=template, prompts=replace(task.prompts, templates=(template,)), ensemble="embedding")
         for template in TEMPLATES
     ]
+    # The best prompt alone has no weight.
+    ensembles: tuple[Ensemble, ...] = ("embedding", "max") if prompt_weights(every) is None else ("embedding",)
     together = [
-        Prompting(name=f"all templates, {ensemble}", prompts=every, ensemble=ensemble)
-        for ensemble in ("embedding", "max")
+        Prompting(name=f"all templates, {ensemble}", prompts=every, ensemble=ensemble) for ensemble in ensembles
     ]
     return (own, *single, *together)
 
@@ -91,7 +92,8 @@ def prompted_scores(
     flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
     parts = np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
     scale = float(encoder.logit_scale.detach().exp())
-    return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble)
+    weights = prompt_weights(prompting.prompts)
+    return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble, weights=weights)
 
 
 def validation_images(task: ClassificationTask, splits: Sequence[str]) -> Labelled:

@@ -9,10 +9,10 @@ from jaxtyping import Float32
 
 from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
-from clip_med.knowledge.prompts import render_prompts
+from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating, text_features
-from zero_shot.classify import class_scores
+from zero_shot.classify import class_prototypes, class_scores
 from zero_shot.conditions import Labelled, condition_features
 from zero_shot.patches import patch_features
 from zero_shot.ravl import Discovery, discover
@@ -55,15 +55,15 @@ def discover_regions(
     """
     prompts = [text_features(encoder, texts) for texts in render_prompts(images.task.prompts).values()]
     whole = condition_features(encoder, images, [None], batch_size=batch_size)[None]
-    predicted = class_scores(whole, prompts, ensemble=images.task.ensemble).argmax(axis=1)
-    means = np.stack([rows.mean(axis=0) for rows in prompts])
+    weights = prompt_weights(images.task.prompts)
+    predicted = class_scores(whole, prompts, ensemble=images.task.ensemble, weights=weights).argmax(axis=1)
     regions = region_features(encoder, images, cells, batch_size=batch_size)
     return discover(
         regions.reshape(-1, regions.shape[-1]),
         np.repeat(np.arange(len(regions)), regions.shape[1]),
         images.truth,
         predicted,
-        means / np.linalg.norm(means, axis=1, keepdims=True),
+        class_prototypes(prompts, weights),
         seed=seed,
     )
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.config import NonNegativeInt, PositiveInt, config
-from clip_med.knowledge.prompts import ClassPrompts, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import text_features
 from zero_shot.calibration import (
@@ -222,9 +222,10 @@ def _task(
     options: RobustnessConfig,
 ) -> TaskRobustness:
     prompts = [text_features(encoder, texts) for texts in render_prompts(part.task.prompts).values()]
+    weights = prompt_weights(part.task.prompts)
     scale, groups, truth = float(encoder.logit_scale.detach().exp()), part.groups, part.truth
     scores = {
-        condition: class_scores(rows, prompts, scale=scale, ensemble=part.task.ensemble)
+        condition: class_scores(rows, prompts, scale=scale, ensemble=part.task.ensemble, weights=weights)
         for condition, rows in features.items()
     }
     hits = {condition: top_k_accuracy(values, truth) for condition, values in scores.items()}
@@ -295,7 +296,8 @@ def _unknown(
     """All scores on the same half of the patients; the distance is fitted on the other."""
     fitted, judged = halves(part.groups, options.seed)
     known, unknown = features[judged], np.concatenate(others)
-    cosines = [class_scores(rows, prompts, scale=1.0) for rows in (known, unknown)]
+    weights = prompt_weights(part.task.prompts)
+    cosines = [class_scores(rows, prompts, scale=1.0, weights=weights) for rows in (known, unknown)]
     matched = [max_concept_matching(rows) for rows in cosines]
     low = [energy(scale * rows) for rows in cosines]
     found = {

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import render_prompts
+from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import image_features, text_features
 from zero_shot.classify import class_scores, classification_results
@@ -255,7 +255,13 @@ def _classify(
     )
     ends = np.cumsum([len(texts) for texts in prompts.values()])
     scale = float(encoder.logit_scale.detach().exp())
-    scores = class_scores(features, np.split(flat, ends[:-1]), scale=scale, ensemble=task.ensemble)
+    scores = class_scores(
+        features,
+        np.split(flat, ends[:-1]),
+        scale=scale,
+        ensemble=task.ensemble,
+        weights=prompt_weights(task.prompts),
+    )
     groups = [sample.group for sample in samples]
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)

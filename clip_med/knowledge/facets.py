@@ -26,6 +26,17 @@ def facet_texts(finding: Finding, facets: Sequence[Facet]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(text for facet in facets for text in _texts(finding, facet)))
 
 
+def attribute_sentences(finding: Finding) -> dict[str, str]:
+    """A sentence for each property that is stated.
+
+    Example:
+        >>> from clip_med.knowledge.schema import Attributes
+        >>> attribute_sentences(Finding(id="cyst", name="cyst", attributes=Attributes(margin="thin, smooth")))
+        {'margin': 'Margin: thin, smooth.'}
+    """
+    return {name: f"{name.capitalize()}: {text}." for name, text in finding.attributes.filled().items()}
+
+
 def _texts(finding: Finding, facet: Facet) -> tuple[str, ...]:
     match facet:
         case "name":
@@ -37,11 +48,11 @@ def _texts(finding: Finding, facet: Facet) -> tuple[str, ...]:
         case "appearance":
             return finding.descriptions.appearance
         case "attributes":
-            return tuple(f"{name.capitalize()}: {text}." for name, text in finding.attributes.filled().items())
+            return tuple(attribute_sentences(finding).values())
         case "report":
             return finding.descriptions.report
         case "positive":
             return finding.positive
 
 
-__all__ = ["NAMING", "Facet", "facet_texts"]
+__all__ = ["NAMING", "Facet", "attribute_sentences", "facet_texts"]

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field, fields
 from pathlib import Path
 
-from clip_med.config import PositiveInt, config
-from clip_med.knowledge.facets import NAMING, Facet, facet_texts
+from clip_med.config import NonNegativeFloat, PositiveInt, config
+from clip_med.knowledge.facets import NAMING, Facet, attribute_sentences, facet_texts
 from clip_med.knowledge.hierarchy import Knowledge
 from clip_med.knowledge.load import load_base, load_knowledge
 from clip_med.knowledge.modalities import is_of_modality
-from clip_med.knowledge.schema import Finding
+from clip_med.knowledge.schema import Attributes, Finding
 
 
 @config
@@ -26,6 +27,9 @@ class KnowledgePrompts:
     sentences that do not hold the name, so that without `name` a class is recognised by description alone."""
     in_templates: bool = False
     """Sentences stand in the templates too, in the place of the name (FLAIR, arXiv 2308.07898)."""
+    attribute_weights: Mapping[str, NonNegativeFloat] = field(default_factory=dict[str, float])
+    """Property to the weight of its sentence in the mean of a class's prompts, where all other prompts have 1; a
+    property of weight 0 is left out. Empty: all alike."""
     modality: str | None = None
     """As samples write it: where a name stands for several findings, that of this modality is meant."""
     path: Path | None = None
@@ -40,6 +44,11 @@ class KnowledgePrompts:
         """Refuse nothing to say, and the same twice."""
         if not self.facets or len(set(self.facets)) != len(self.facets):
             raise ValueError(f"facets must name one or more facets, each once; got {list(self.facets)}")
+        properties = [one.name for one in fields(Attributes)]
+        if unknown := set(self.attribute_weights) - set(properties):
+            raise ValueError(f"attribute_weights: {sorted(unknown)} are none of the properties {properties}")
+        if self.attribute_weights and "attributes" not in self.facets:
+            raise ValueError(f"attribute_weights needs the facet attributes, got facets {list(self.facets)}")
 
 
 @config
@@ -86,18 +95,37 @@ def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
         >>> render_prompts(told)["glaucoma"][0]
         'glaucoma'
     """
+    return {label: tuple(texts) for label, texts in _weighted(prompts).items()}
+
+
+def prompt_weights(prompts: ClassPrompts) -> tuple[tuple[float, ...], ...] | None:
+    """The weight of each prompt of `render_prompts`, class by class; None where all count alike.
+
+    Example:
+        >>> chosen = KnowledgePrompts(facets=("name", "attributes"), attribute_weights={"location": 0.5, "size": 0.0})
+        >>> (weights,) = prompt_weights(ClassPrompts(classes={"cyst": ("kidney_cyst",)}, knowledge=chosen))
+        >>> sorted(set(weights))
+        [0.5, 1.0]
+    """
+    if prompts.knowledge is None or not prompts.knowledge.attribute_weights:
+        return None
+    return tuple(tuple(texts.values()) for texts in _weighted(prompts).values())
+
+
+def _weighted(prompts: ClassPrompts) -> dict[str, dict[str, float]]:
+    """The prompts of each label, in order, with their weights."""
     if prompts.knowledge is None:
-        return {label: _in_templates(prompts, names) for label, names in prompts.classes.items()}
+        return {label: dict.fromkeys(_in_templates(prompts, names), 1.0) for label, names in prompts.classes.items()}
     chosen = prompts.knowledge
     known = load_base() if chosen.path is None else load_knowledge(chosen.path)
-    rendered: dict[str, tuple[str, ...]] = {}
+    rendered: dict[str, dict[str, float]] = {}
     for label, names in prompts.classes.items():
         finding = _finding(label, names, chosen, known)
         if label in chosen.absent:
-            texts = finding.negative
+            texts = dict.fromkeys(finding.negative, 1.0)
         else:
-            texts = tuple(text for facet in chosen.facets for text in _facet(facet, finding, names, prompts))
-        rendered[label] = tuple(dict.fromkeys(texts))[: chosen.most]
+            texts = _told(finding, names, prompts, chosen)
+        rendered[label] = dict(list(texts.items())[: chosen.most])
         if not rendered[label]:
             wanted = (
                 "negative statements" if label in chosen.absent else f"text of the facets {', '.join(chosen.facets)}"
@@ -106,12 +134,31 @@ def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
     return rendered
 
 
+def _told(
+    finding: Finding, names: tuple[str, ...], prompts: ClassPrompts, chosen: KnowledgePrompts
+) -> dict[str, float]:
+    """The texts of all facets, each once, with the weight that it has where it comes first."""
+    texts: dict[str, float] = {}
+    for facet in chosen.facets:
+        for text in () if facet == "attributes" else _facet(facet, finding, names, prompts):
+            texts.setdefault(text, 1.0)
+        for name, sentence in attribute_sentences(finding).items() if facet == "attributes" else ():
+            weight = chosen.attribute_weights.get(name, 1.0)
+            for text in _sentences((sentence,), prompts, chosen) if weight > 0 else ():
+                texts.setdefault(text, weight)
+    return texts
+
+
 def _facet(facet: Facet, finding: Finding, names: tuple[str, ...], prompts: ClassPrompts) -> tuple[str, ...]:
     assert prompts.knowledge is not None
     texts = names if facet == "name" else facet_texts(finding, (facet,))
     if facet in NAMING:
         return _in_templates(prompts, texts)
-    return _in_templates(prompts, tuple(map(phrase, texts))) if prompts.knowledge.in_templates else texts
+    return _sentences(texts, prompts, prompts.knowledge)
+
+
+def _sentences(texts: tuple[str, ...], prompts: ClassPrompts, chosen: KnowledgePrompts) -> tuple[str, ...]:
+    return _in_templates(prompts, tuple(map(phrase, texts))) if chosen.in_templates else texts
 
 
 def _in_templates(prompts: ClassPrompts, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,4 +202,4 @@ def _of_modality(name: str, modality: str | None, known: Knowledge) -> tuple[Fin
     return tuple(one for one in found if one.modality is None or is_of_modality(one, modality))
 
 
-__all__ = ["ClassPrompts", "KnowledgePrompts", "phrase", "render_prompts"]
+__all__ = ["ClassPrompts", "KnowledgePrompts", "phrase", "prompt_weights", "render_prompts"]

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from clip_med.data.batch import Batch
+from clip_med.data.batch import Batch, text_id
+from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts
 from clip_med.losses.config import InfoNCEConfig
 from clip_med.losses.contrastive import build_loss
 from clip_med.models.config import HFTower
@@ -18,12 +19,21 @@ from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import OptimConfig, TrainConfig
 from clip_med.training.optim import build_optimizer
 from clip_med.training.parallel import Towers
+from clip_med.training.prototypes import PrototypeConfig, Prototypes
 from clip_med.training.step import TrainStep
+from clip_med.training.terms import Term
 from tests.tiny_run import TINY
 from tests.training.steps import gradients
 
 CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
-GROUPS = torch.tensor([[0], [1], [2], [3], [0], [5]])
+LABELS = (("cyst",), ("mass",), ("cyst", "mass"), (), ("Fine",), ("other",))
+_CAPTION_IDS = (0, 1, 2, 3, 0, 5)
+GROUPS = torch.tensor(
+    [
+        [caption, *(text_id(label, "label") for label in own), *([-1] * (2 - len(own)))]
+        for caption, own in zip(_CAPTION_IDS, LABELS, strict=True)
+    ]
+)
 
 
 def tower(bert: Path) -> HFTower:
@@ -54,13 +64,26 @@ def batch(encoder: DualEncoder, own: slice = slice(None)) -> Batch:
     )
 
 
+def prototypes(encoder: DualEncoder, weight: float = 2.0) -> Prototypes:
+    """Three classes of kidneys by their attributes, the location half as much as the others."""
+    told = KnowledgePrompts(facets=("name", "attributes"), attribute_weights={"location": 0.5, "size": 0.0})
+    classes = {"cyst": ("kidney_cyst",), "mass": ("kidney_tumour",), "fine": ("kidney_normal",)}
+    return Prototypes(
+        PrototypeConfig(prompts=ClassPrompts(classes=classes, knowledge=told), modalities=("CT",), weight=weight),
+        encoder,
+        "fp32",
+    )
+
+
 def step_gradients(
-    bert: Path, own: slice = slice(None), micro_batch: int | None = None
+    bert: Path, own: slice = slice(None), micro_batch: int | None = None, *, kind: str = "align"
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss, and gradients by parameter."""
     encoder = model()
     settings = TrainConfig(samples=60, batch_size=len(CAPTIONS), micro_batch=micro_batch, max_grad_norm=None)
-    term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=2.0), encoder, "fp32")
+    term: Term = prototypes(encoder)
+    if kind == "align":
+        term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=2.0), encoder, "fp32")
     towers = Towers(encoder, settings)
     step = TrainStep(
         encoder,

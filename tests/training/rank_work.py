@@ -165,7 +165,7 @@ def read_part(folder: str, sharded: bool) -> int:
     return 0
 
 
-def knowledge_step(bert: str, out: str) -> int:
+def knowledge_step(bert: str, kind: str, out: str) -> int:
     """The gradients of a step with a term of knowledge, written by rank 0."""
     from safetensors.torch import save_file
 
@@ -173,7 +173,7 @@ def knowledge_step(bert: str, out: str) -> int:
 
     with process_group("cpu"):
         each = len(CAPTIONS) // world_size()
-        _, found = step_gradients(Path(bert), slice(rank() * each, (rank() + 1) * each))
+        _, found = step_gradients(Path(bert), slice(rank() * each, (rank() + 1) * each), kind=kind)
         if rank() == 0:
             save_file({name: value.contiguous() for name, value in found.items()}, out)
         dist.barrier()

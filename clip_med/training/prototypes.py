@@ -1,0 +1,118 @@
+"""Images against the prototypes of their classes, as a term of pretraining: what a zero-shot evaluation will ask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from clip_med.config import PositiveFloat, config
+from clip_med.data.batch import Batch, text_id
+from clip_med.data.sample import Sample
+from clip_med.distributed import gather
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
+from clip_med.losses.prototypes import class_prototypes, prototype_loss
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import evaluating
+
+
+@config
+class PrototypeConfig:
+    """A set of classes and what is said of them: contrastive loss + weight cross-entropy of images to prototypes."""
+
+    prompts: ClassPrompts
+    """As in a classification task, whose ensemble `embedding` compares with the same prototypes."""
+    modalities: tuple[str, ...] = ()
+    """Only samples of these, as they write it; empty: all that carry one of the labels."""
+    weight: PositiveFloat = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse a choice of one."""
+        if len(self.prompts.classes) < 2:
+            raise ValueError(
+                f"prototypes.prompts.classes must hold two classes or more, got {list(self.prompts.classes)}"
+            )
+
+
+class Prototypes:
+    """The classes' prototypes by the text tower as it is at each step; called as a `Term` of the step.
+
+    The sentences are encoded in evaluation mode and without gradient: images move to them, and the text tower learns
+    from the contrastive loss alone. A trunk that does not train encodes them once. An image that carries several of
+    the labels belongs to all these classes, one without any takes no part; the mean is over the images of all ranks
+    that take part.
+    """
+
+    def __init__(
+        self, settings: PrototypeConfig, model: DualEncoder, precision: Literal["fp32", "bf16", "pure_bf16"]
+    ) -> None:
+        self._settings, self._model = settings, model
+        self._precision: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
+        prompts, weights = render_prompts(settings.prompts), prompt_weights(settings.prompts)
+        self.texts = tuple(text for own in prompts.values() for text in own)
+        self._ids = torch.tensor([text_id(label, "label") for label in prompts])
+        self._owner = torch.tensor([number for number, own in enumerate(prompts.values()) for _ in own])
+        flat = [1.0] * len(self.texts) if weights is None else [weight for own in weights for weight in own]
+        self._weights = torch.tensor(flat)
+        self._pooled: Tensor | None = None
+
+    def coverage(self, samples: Sequence[Sample]) -> str:
+        """A line that says how many of the samples take part, and how many sentences the text tower cuts.
+
+        Raises:
+            ValueError: none takes part.
+        """
+        classes, modalities = self._settings.prompts.classes, self._settings.modalities
+        meant = [one.labels for one in samples if not modalities or one.modality in modalities]
+        counts = {label: sum(label in labels for labels in meant) for label in classes}
+        if not any(counts.values()):
+            raise ValueError(f"prototypes: none of {len(samples):,} samples has one of the labels {list(classes)}")
+        taking_part = sum(any(label in labels for label in classes) for labels in meant)
+        cut = self._model.truncated(self.texts)
+        return (
+            f"prototypes of {len(classes)} classes: {taking_part:,} of {len(samples):,} samples "
+            f"({', '.join(f'{label} {count:,}' for label, count in counts.items())}); {len(self.texts)} sentences, "
+            f"{cut} longer than the context"
+        )
+
+    def prototypes(self) -> Float[Tensor, "C D"]:
+        """Unit rows of the classes, in the order of the configuration."""
+        device = self._model.logit_scale.device
+        with evaluating(self._model, self._precision):
+            pooled = self._pooled
+            if pooled is None:
+                pooled = self._model.pool_text(self._model.tokenize(self.texts).to(device))
+            if not any(parameter.requires_grad for parameter in self._model.trunk_parameters("text")):
+                self._pooled = pooled
+            rows = self._model.project_text(pooled)
+            return class_prototypes(rows, self._owner.to(device), self._weights.to(device), len(self._ids))
+
+    def present(self, batch: Batch) -> Bool[Tensor, "B C"]:
+        """Which of the classes each sample carries, on the CPU; none where its modality is not meant."""
+        ids: Int64[Tensor, "B L"] = batch.group_ids[:, 1:].cpu()
+        found = (ids[:, :, None] == self._ids).any(1)
+        if self._settings.modalities:
+            found &= torch.tensor([[one in self._settings.modalities] for one in batch.modalities])
+        return found
+
+    def __call__(
+        self,
+        objective: Float[Tensor, ""],
+        batch: Batch,
+        image_features: Float[Tensor, "B D"],
+        text_features: Float[Tensor, "B D"],
+        logit_scale: Float[Tensor, "*one"],
+    ) -> Float[Tensor, ""]:
+        """What is minimised: its mean over ranks is that of the global batch."""
+        present = self.present(batch).to(image_features.device)
+        taking_part = gather(present.any(1))
+        # Each rank's sum over this: the mean over ranks then divides by all that take part.
+        rows = taking_part.sum().clamp(min=1) * (len(batch) / len(taking_part))
+        loss = prototype_loss(image_features, self.prototypes(), logit_scale.exp().reshape(()), present, rows)
+        return objective + self._settings.weight * loss
+
+
+__all__ = ["PrototypeConfig", "Prototypes"]
