@@ -97,7 +97,9 @@ def test_a_run_counts_its_images_and_refuses_what_it_cannot_do(tmp_path: Path) -
         dataclasses.replace(config, train=dataclasses.replace(config.train, parallel=FSDPConfig()))
     with pytest.raises(ValueError, match="two classes or more"):
         PrototypeConfig(prompts=ClassPrompts(classes={"cyst": ("kidney_cyst",)}))
-    other = dataclasses.replace(chosen, prompts=ClassPrompts(classes={"frog": ("kidney_cyst",), "toad": ("kidney_stone",)}))
+    other = dataclasses.replace(
+        chosen, prompts=ClassPrompts(classes={"frog": ("kidney_cyst",), "toad": ("kidney_stone",)})
+    )
     with pytest.raises(ValueError, match=r"none of .* samples has one of the labels \['frog', 'toad'\]"):
         pretrain(dataclasses.replace(config, prototypes=(other,)), tmp_path / "other", device="cpu")
 
