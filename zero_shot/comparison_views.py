@@ -88,7 +88,7 @@ def write_page(
     path: Path, comparisons: Sequence[Comparison], choices: Mapping[str, Mapping[str, PromptChoice]], title: str
 ) -> None:
     """One HTML page with all pairs, the drawing of ranks and the prompts; it loads nothing from elsewhere."""
-    from zero_shot.report import html_table, write_document
+    from zero_shot.report_page import html_table, write_document
 
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -187,7 +187,7 @@ def _svg(figure: Figure) -> str:
 
 def _embedded(figure: Figure) -> str:
     drawing = _svg(figure)
-    return drawing[drawing.index("<svg") :]
+    return f'<div class="paper">{drawing[drawing.index("<svg") :]}</div>'
 
 
 def _numbers(pair: Pair) -> list[str]:

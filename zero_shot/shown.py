@@ -20,10 +20,14 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """One text of a retrieval task and the images that the model finds for it, best first."""
+    """One text of a retrieval task and the images that the model finds for it, best first.
+
+    `rank`: of the first right image among all, from 1; ties count by expectation.
+    """
 
     shards: str
     text: str
+    rank: float
     found: tuple[Found, ...]
 
 

@@ -347,12 +347,17 @@ def _retrieve(
         own = set(rows.texts_of[row])
         return [Answer(rows.wording[rows.words[text]], float(cosines[text]), text in own) for text in best]
 
+    ranked = ranks[1].first()
+
     def search(text: int) -> Search:
         cosines = features @ texts[text]
         best = _best(cosines, _FOUND)
         found = [(part.indices[i], samples[i].key, float(cosines[i]), text in rows.texts_of[i]) for i in best]
         return Search(
-            shards=task.shards, text=rows.wording[rows.words[text]], found=tuple(Found(*one) for one in found)
+            shards=task.shards,
+            text=rows.wording[rows.words[text]],
+            rank=float(ranked[text]),
+            found=tuple(Found(*one) for one in found),
         )
 
     return TaskReport(

@@ -23,6 +23,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
+    parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -35,7 +36,12 @@ def _eval(arguments: argparse.Namespace) -> int:
 
     config = load_config(EvalConfig, arguments.config, arguments.overrides)
     document, evaluation = evaluate_folder(
-        arguments.model, config, name=arguments.config.stem, device=arguments.device, report=arguments.report
+        arguments.model,
+        config,
+        name=arguments.config.stem,
+        device=arguments.device,
+        report=arguments.report,
+        images=not arguments.no_images,
     )
     from clip_med.distributed import place
     from zero_shot import table
@@ -50,8 +56,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report: Path | None) -> tuple[Any, Any]:
-    """Evaluate a run or model folder; of a run, keep the results and write the report. Returns (JSON, evaluation)."""
+def evaluate_folder(
+    model: Path, config: Any, *, name: str, device: str, report: Path | None, images: bool = True
+) -> tuple[Any, Any]:
+    """Evaluate a run or model folder; of a run, keep the results and write the report, with or without images.
+
+    Returns (JSON, evaluation).
+    """
     from clip_med.commands.progress import ItemDisplay
     from clip_med.config import config_hash
     from clip_med.data.shard_index import write_atomically
@@ -59,22 +70,37 @@ def evaluate_folder(model: Path, config: Any, *, name: str, device: str, report:
     from clip_med.models.folder import load_folder, resolve_folder
     from clip_med.training.metrics_log import read_metrics
     from zero_shot.report import write_report
+    from zero_shot.report_maps import similarity_maps
+    from zero_shot.report_run import what_was_run
     from zero_shot.suite import evaluate
 
     folder = resolve_folder(model)
+    is_run = (model / "latest.json").is_file()
+    target = report or (model / "report.html" if is_run else None)
+    similarity = None
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
-        evaluation = evaluate(load_folder(folder).to(chosen), config, on_progress=display.on_item, sharded=True)
+        encoder = load_folder(folder).to(chosen)
+        evaluation = evaluate(encoder, config, on_progress=display.on_item, sharded=True)
+        if target is not None and images and place(os.environ).rank == 0:
+            similarity = similarity_maps(encoder, evaluation)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
     if place(os.environ).rank:
         return document, evaluation
-    is_run = (model / "latest.json").is_file()
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
         write_atomically(model / "eval" / f"{name}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    target = report or (model / "report.html" if is_run else None)
     if target is not None:
         metrics = read_metrics(model / "metrics.jsonl") if is_run else []
-        write_report(target, title=f"{model.resolve().name}: {name}", metrics=metrics, evaluation=evaluation)
+        write_report(
+            target,
+            title=f"{model.resolve().name}: {name}",
+            metrics=metrics,
+            evaluation=evaluation,
+            run=what_was_run(folder, config, device=str(chosen)),
+            similarity=similarity,
+            images=images,
+            seed=config.seed,
+        )
         print(f"report: {target}", file=sys.stderr)
     return document, evaluation
 

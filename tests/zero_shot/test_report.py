@@ -34,6 +34,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.links: list[str] = []
         self.handlers: list[str] = []
+        self.alts: list[str] = []
         self.text = ""
         self.feed(text)
 
@@ -42,6 +43,8 @@ class Page(HTMLParser):
         for name, value in attrs:
             if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster", "background"):
                 self.links.append(value or "")
+            if name == "alt":
+                self.alts.append(value or "")
             if name.startswith("on"):
                 self.handlers.append(name)
 
@@ -87,7 +90,8 @@ def test_nothing_is_loaded_and_nothing_runs(hostile: Evaluation, tmp_path: Path)
     assert set(re.findall(r"""([\w:]+)=["']https?://""", text)) <= {"xmlns", "xmlns:xlink"}
     for expected in (f"run {SCRIPT}", f"c {SCRIPT}", f"normal {SCRIPT}", "samples seen", "not a medical device"):
         assert expected in page.text
-    assert page.tags.count("svg") == 1
+    # Three curves of training; of the task a curve each of ROC and reliability, and two bars and a key for each class.
+    assert page.tags.count("svg") == 3 + 2 + 3 * 3
 
 
 def test_equal_input_gives_equal_bytes(hostile: Evaluation, tmp_path: Path) -> None:
@@ -101,9 +105,13 @@ def test_without_metrics_there_are_no_curves(tmp_path: Path) -> None:
     done = evaluated(write_labelled(tmp_path / "s"), {name: (name,) for name in CLASSES}, perfect())
     write_report(tmp_path / "r.html", title="t", metrics=[METRICS[-1]], evaluation=done)
     page = Page((tmp_path / "r.html").read_text())
-    assert "svg" not in page.tags
+    assert "samples seen" not in page.text
     assert "Training" not in page.text
-    assert page.tags.count("img") == sum(len(task.examples) for task in done.tasks) == 8
+    assert "No image was answered wrongly" in page.text
+    found = sum(len(search.found) for search in done.tasks[1].searches)
+    assert page.tags.count("img") == sum(len(task.examples) for task in done.tasks) + found == 8 + 4 * 5
+    assert page.alts
+    assert all(page.alts)
 
 
 def test_images_and_counts_are_those_of_the_evaluation(tmp_path: Path) -> None:
@@ -118,17 +126,36 @@ def test_images_and_counts_are_those_of_the_evaluation(tmp_path: Path) -> None:
     # A 3 MB picture does not make the report large.
     assert len(text) < 300_000
     sizes: list[tuple[int, int]] = []
-    for link in Page(text).links:
+    for link in Page(text).links[2:]:
         data = base64.b64decode(link.removeprefix("data:image/jpeg;base64,"), validate=True)
         sizes.append(Image.open(BytesIO(data)).size)
-    assert sizes[0] == (320, 240)
-    assert set(sizes[1:]) == {(320, 240), (32, 32)}
-    cells = re.findall(r">(\d+)</td>", text[text.index('class="matrix"') :])
+    assert sizes[0] == (240, 180)
+    assert set(sizes[1:]) == {(240, 180), (32, 32)}
+    cells = re.findall(r'--s:[\d.]+">(\d+)', text)
     assert cells == [str(count) for row in done.tasks[0].confusion for count in row]
     page = Page(text).text
     for task in done.tasks:
         for example in task.examples:
-            first, *others = [f"{answer.text} ({answer.score:.2f})" for answer in example.answers]
-            assert f"right: {first}{''.join(f'then {other}' for other in others)}truth: {example.truth}" in page
+            first, *others = example.answers
+            expected = f"\u2713 right {first.score:.2f}: {first.text}"
+            for other in others:
+                also = "\u2713 right " if other.right else ""
+                expected += f"then {also}{other.score:.2f}: {other.text}"
+            assert f"{expected}truth: {example.truth}" in page
     assert "0.812" not in text
     assert "1.000 [1.000, 1.000]" in text
+
+
+def test_without_images_mistakes_are_named_by_key(hostile: Evaluation, tmp_path: Path) -> None:
+    write_report(tmp_path / "r.html", title="t", metrics=[], evaluation=hostile, images=False)
+    page = Page((tmp_path / "r.html").read_text())
+    assert "img" not in page.tags
+    assert [link for link in page.links if not link.startswith("#")] == []
+    wrong = [key for key, answer, truth in _answers(hostile) if answer != truth]
+    assert 0 < len(wrong) <= 9
+    assert sum(key in page.text for key in wrong) == min(8, len(wrong))
+
+
+def _answers(done: Evaluation) -> list[tuple[str, int, int]]:
+    (scored,) = done.scored.values()
+    return list(zip(scored.keys, scored.scores.argmax(axis=1).tolist(), scored.truth.tolist(), strict=True))

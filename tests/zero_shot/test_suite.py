@@ -140,6 +140,8 @@ def test_examples_rank_three_answers_and_recalls_average_to_the_balanced_accurac
     for one in second.searches:
         assert [f.score for f in one.found] == sorted((f.score for f in one.found), reverse=True)
         assert len(one.found) == 5
+        places = [place for place, found in enumerate(one.found, start=1) if found.right]
+        assert one.rank == places[0] if places else one.rank > 5
         for found in one.found:
             sample = data.metadata(found.index)
             assert (found.key, found.right) == (sample.key, one.text in sample.captions)
