@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from zero_shot.prompt_choice import PromptChoice
+    from zero_shot.report_run import WhatWasRun
 
 Lines = list[list[str]]
 
@@ -85,9 +86,14 @@ def text(found: Sequence[tuple[str, Lines]], remarks: Sequence[str], *, markdown
 
 
 def write_page(
-    path: Path, comparisons: Sequence[Comparison], choices: Mapping[str, Mapping[str, PromptChoice]], title: str
+    path: Path,
+    comparisons: Sequence[Comparison],
+    choices: Mapping[str, Mapping[str, PromptChoice]],
+    title: str,
+    run: WhatWasRun | None = None,
 ) -> None:
-    """One HTML page with all pairs, the drawing of ranks and the prompts; it loads nothing from elsewhere."""
+    """One HTML page with all pairs, the drawing of ranks, prompts and what was run; it loads nothing from elsewhere."""
+    from zero_shot import report_run
     from zero_shot.report_page import html_table, write_document
 
     parts = [
@@ -106,6 +112,8 @@ def write_page(
     if choices:
         heading, lines = prompt_table(choices)
         parts += [f"<h2>{html.escape(heading)}</h2>", html_table(lines)]
+    if run is not None:
+        parts += ["<h2>What was run</h2>", report_run.section(run)]
     write_document(path, title, parts)
 
 

@@ -72,6 +72,7 @@ def _classification(
     task: TaskReport, scored: Scored, thumbnails: Thumbnails, similarity: ReportMaps | None, seed: int
 ) -> list[str]:
     patients = len(set(scored.groups))
+    figures = class_figures(task, scored, seed=seed)
     parts = [
         note(
             f"{task.n:,} images of {patients:,} patients or cases, {len(task.classes)} classes. Top-1 of guessing: "
@@ -79,8 +80,8 @@ def _classification(
         ),
         _prompts(task),
         "<h3>Classes</h3>",
-        class_table(class_figures(task, scored, seed=seed)),
-        curves(task, scored, seed=seed),
+        class_table(figures),
+        curves(figures, scored, seed=seed),
         "<h3>Confusion</h3>",
         confusion_table(task),
         "<h3>Surest mistakes</h3>",

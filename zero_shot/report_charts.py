@@ -16,18 +16,21 @@ from zero_shot.report_page import COLOURS
 # The drawing and its margins, in its own units.
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 360, 290, 60, 40, 12, 12
 _DASHES: Final = ("", "7 3", "2 3", "9 3 2 3")
-_BAR, _BAR_HEIGHT = 120, 14
+_BAR, _BAR_HEIGHT = 90, 14
 
 Range = tuple[float, float]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Points joined in order; `style` chooses colour and dashes, `ends` are intervals of y, `dots` marks the points."""
+    """Points joined in order; `style` chooses colour and dashes (None: faint and thin).
+
+    `ends` are intervals of y, `dots` marks the points.
+    """
 
     xs: Sequence[float]
     ys: Sequence[float]
-    style: int = 0
+    style: int | None = 0
     ends: Sequence[Range] = ()
     dots: bool = False
 
@@ -74,26 +77,24 @@ def plot(
         finite = [(x, y, e) for x, y, e in zip(line.xs, line.ys, ends, strict=True) if math.isfinite(x + y)]
         points = _corners([place(x, y) for x, y, _ in finite])
         path = " ".join(f"{x:g},{y:g}" for x, y in points)
-        parts.append(f'<polyline class="curve s{line.style % COLOURS}"{_dashes(line.style)} points="{path}"/>')
+        parts.append(f'<polyline class="curve {_stroke(line.style)} points="{path}"/>')
         for x, y, (low, high) in finite:
             if math.isfinite(low + high):
                 (left, bottom), (_, top) = place(x, low), place(x, high)
-                parts.append(
-                    f'<line class="s{line.style % COLOURS}" x1="{left}" x2="{left}" y1="{bottom}" y2="{top}"/>'
-                )
+                parts.append(f'<line class="{_stroke(line.style)} x1="{left}" x2="{left}" y1="{bottom}" y2="{top}"/>')
             if line.dots:
                 left, top = place(x, y)
-                parts.append(f'<circle class="f{line.style % COLOURS}" cx="{left}" cy="{top}" r="3.2"/>')
+                parts.append(f'<circle class="f{(line.style or 0) % COLOURS}" cx="{left}" cy="{top}" r="3.2"/>')
     return (
         f'<svg class="plot" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(described)}">'
         f"{''.join(parts)}</svg>"
     )
 
 
-def swatch(style: int) -> str:
+def swatch(style: int | None) -> str:
     """A short line in the colour and dashes of a style, for a legend."""
     return (
-        f'<svg width="34" height="10" aria-hidden="true"><line class="curve s{style % COLOURS}"{_dashes(style)} '
+        f'<svg width="34" height="10" aria-hidden="true"><line class="curve {_stroke(style)} '
         'x1="1" y1="5" x2="33" y2="5"/></svg>'
     )
 
@@ -162,9 +163,12 @@ def _around(values: Sequence[float]) -> Range:
     return low - room, high + room
 
 
-def _dashes(style: int) -> str:
+def _stroke(style: int | None) -> str:
+    """The end of a class attribute, and dashes: each colour is used four times, in other dashes."""
+    if style is None:
+        return 'thin"'
     pattern = _DASHES[style // COLOURS % len(_DASHES)]
-    return f' stroke-dasharray="{pattern}"' if pattern else ""
+    return f's{style % COLOURS}"' + (f' stroke-dasharray="{pattern}"' if pattern else "")
 
 
 def _short(value: float) -> str:

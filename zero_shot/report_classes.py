@@ -23,6 +23,9 @@ from zero_shot.table import cell
 _BINS: Final = 10
 # From so many classes on their names stand upright over the columns.
 _UPRIGHT: Final = 5
+# Of more classes than so many only the worst have curves in colour, and cells of the matrix are small.
+_MANY: Final = 8
+_WORST: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +99,26 @@ def roc_points(
     return rates[0], rates[1]
 
 
+def curve_styles(figures: Sequence[ClassFigures]) -> list[int | None]:
+    """Colour and dashes of each class's curve; of many classes only the five of lowest AUROC have one."""
+    if len(figures) <= _MANY:
+        return list(range(len(figures)))
+    known = [number for number, own in enumerate(figures) if not np.isnan(own.auroc.value)]
+    worst = sorted(known, key=lambda number: figures[number].auroc.value)[:_WORST]
+    return [worst.index(number) if number in worst else None for number in range(len(figures))]
+
+
 def class_table(figures: Sequence[ClassFigures]) -> str:
     """One row for each class: images, bars of recall and F1, AUROC; the line before the AUROC is that of its curve."""
     rows: list[str] = []
-    for number, own in enumerate(figures):
+    for own, line in zip(figures, curve_styles(figures), strict=True):
         bars = "".join(
             f"<td>{bar(r.value, r.low, r.high, style)}</td><td class=n>{cell(r)}</td>"
             for style, r in ((0, own.recall), (1, own.f1))
         )
         rows.append(
             f'<tr><th scope="row">{html.escape(own.label)}</th><td class="n">{own.images:,}</td>{bars}'
-            f'<td>{swatch(number)}</td><td class="n">{cell(own.auroc)}</td></tr>'
+            f'<td>{swatch(line)}</td><td class="n">{cell(own.auroc)}</td></tr>'
         )
     head = (
         '<th scope="col">class</th><th scope="col" class="n">images</th><th colspan="2" scope="colgroup">recall</th>'
@@ -119,6 +131,7 @@ def confusion_table(task: TaskReport) -> str:
     """Counts, below each its share of the row, by which the cell is shaded."""
     side = ' class="up"' if len(task.classes) >= _UPRIGHT else ""
     head = "".join(f'<th scope="col"><div{side}>{html.escape(name)}</div></th>' for name in task.classes)
+    dense = " dense" if len(task.classes) > _MANY else ""
     lines: list[str] = []
     for row, (name, counts) in enumerate(zip(task.classes, task.confusion, strict=True)):
         total = sum(counts)
@@ -129,17 +142,19 @@ def confusion_table(task: TaskReport) -> str:
             percent = f"<small>{100 * share:.0f} %</small>" if count else ""
             cells.append(f'<td{own} style="--s:{share:.2f}">{count}{percent}</td>')
         lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{"".join(cells)}</tr>')
-    table = f'<table class="matrix"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    table = (
+        f'<table class="matrix{dense}"><thead><tr><th></th>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
+    )
     text = "Rows: truth; columns: answer. Images, and below their share of the row; the outlined cells are right."
     return note(text) + wide(table)
 
 
-def curves(task: TaskReport, scored: Scored, *, seed: int = 0) -> str:
+def curves(figures: Sequence[ClassFigures], scored: Scored, *, seed: int = 0) -> str:
     """ROC curves of all classes, and the reliability of the highest share."""
     lines: list[Line] = []
-    for number in range(len(task.classes)):
+    for number, style in enumerate(curve_styles(figures)):
         false, true = roc_points(scored.scores[:, number], scored.truth == number)
-        lines.append(Line(xs=false.tolist(), ys=true.tolist(), style=number))
+        lines.append(Line(xs=false.tolist(), ys=true.tolist(), style=style))
     roc = plot(
         lines,
         described=f"ROC curves of {len(lines)} classes; their areas stand in the table of classes",
@@ -153,15 +168,17 @@ def curves(task: TaskReport, scored: Scored, *, seed: int = 0) -> str:
     bins = reliability_curve(scored.shares, scored.truth, bins=_BINS)
     said = f"expected calibration error {error:.3f} ({_BINS} equal bins)"
     chart = _reliability(bins, scored, described=f"reliability curve, {said}", seed=seed)
+    worst = f", the {_WORST} of lowest AUROC in colour" if len(figures) > _MANY else ""
     biased = (
         "Dots below the dashed line: too sure of itself. Grey bars: images of each bin. On few images the error is "
         "biased upwards."
     )
-    return (
-        f'<div class="plots"><figure>{roc}<figcaption>ROC, each class against the rest; the key is in the table of '
-        f"classes.</figcaption></figure><figure>{chart}<figcaption>Reliability: {said}. {biased}</figcaption></figure>"
-        "</div>"
+    shown = (
+        (roc, f"ROC, each class against the rest{worst}; the key is in the table of classes."),
+        (chart, f"Reliability: {said}. {biased}"),
     )
+    figures_of = "".join(f"<figure>{drawn}<figcaption>{text}</figcaption></figure>" for drawn, text in shown)
+    return f'<div class="plots">{figures_of}</div>'
 
 
 def _reliability(bins: Sequence[Bin], scored: Scored, *, described: str, seed: int) -> str:
@@ -193,4 +210,4 @@ def _reliability(bins: Sequence[Bin], scored: Scored, *, described: str, seed: i
     )
 
 
-__all__ = ["ClassFigures", "class_figures", "class_table", "confusion_table", "curves", "roc_points"]
+__all__ = ["ClassFigures", "class_figures", "class_table", "confusion_table", "curve_styles", "curves", "roc_points"]

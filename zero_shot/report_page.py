@@ -33,8 +33,9 @@ a { color: var(--c0); } nav a { display: inline-block; margin: .1rem 1rem .1rem 
 .note { color: var(--faint); max-width: 60rem; margin: .3rem 0; }
 .wide { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; overflow-wrap: normal; }
-th, td { padding: .25rem .7rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
-tbody th { font-weight: 400; } thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
+th, td { padding: .25rem .55rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap; }
+tbody th { font-weight: 400; max-width: 22rem; overflow: hidden; text-overflow: ellipsis; }
+thead th { border-bottom: 2px solid var(--ink); vertical-align: bottom; }
 .n { text-align: right; }
 dl.facts { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .15rem 1rem; margin: .6rem 0; }
 dl.facts dt { color: var(--faint); } dl.facts dd { margin: 0; }
@@ -46,8 +47,10 @@ summary { cursor: pointer; }
 .matrix td small { display: block; color: var(--ink); font-size: .72rem; }
 .matrix td.own { outline: 2px solid var(--ink); outline-offset: -3px; font-weight: 600; }
 .matrix th { border: 0; } .matrix tbody th { text-align: right; }
-.matrix .up { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; max-height: 12rem;
-  text-align: left; white-space: normal; }
+.matrix .up { writing-mode: vertical-rl; transform: rotate(180deg); padding: .4rem .1rem; max-height: 18rem;
+  text-align: left; overflow: hidden; text-overflow: ellipsis; }
+.dense { font-size: .8rem; } .dense td { min-width: 2.3rem; }
+.dense td, .dense thead th { padding: .1rem; } .dense td small { font-size: .65rem; }
 .examples { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1rem; }
 .maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .3rem; }
@@ -62,6 +65,7 @@ svg { max-width: 100%; height: auto; } .plot { width: 100%; }
 .plot text { fill: var(--ink); font: 11px system-ui, sans-serif; } .plot text.faint { fill: var(--faint); }
 .plot .grid { stroke: var(--line); } .plot .even { stroke: var(--faint); stroke-dasharray: 3 3; }
 .curve { fill: none; stroke-width: 1.8; stroke-linejoin: round; }
+.thin { stroke: var(--faint); stroke-width: .7; stroke-opacity: .7; }
 .plot .count { fill: var(--line); } .bar .track { fill: var(--box); } .bar .whisker { stroke: var(--ink); }
 td svg { max-width: none; vertical-align: middle; }
 @CLASSES@

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zero_shot.comparison import Comparison
     from zero_shot.prompt_choice import PromptChoice
+    from zero_shot.report_run import WhatWasRun
     from zero_shot.scores import Scores
 
 METRICS = ("top-1", "balanced accuracy", "macro AUROC")
@@ -67,7 +68,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         "comparisons": [comparison.to_dict() for comparison in comparisons],
     }
     if arguments.out is not None:
-        _write(arguments.out, document, comparisons, scores, choices)
+        _write(arguments.out, document, comparisons, scores, choices, _run(paths, arguments))
     if arguments.json:
         print(json.dumps(document, ensure_ascii=False))
         return 0
@@ -137,12 +138,26 @@ def _scored(
     return {name: read[name] for name in paths}, choices
 
 
+def _run(paths: dict[str, Path], arguments: argparse.Namespace) -> WhatWasRun:
+    from clip_med.config import load_config
+    from clip_med.models.folder import resolve_folder
+    from zero_shot.config import EvalConfig
+    from zero_shot.report_run import what_was_run
+    from zero_shot.scores import has_scores
+
+    models = {name: path if has_scores(path) else resolve_folder(path) for name, path in paths.items()}
+    configs = [load_config(EvalConfig, path) for path in arguments.data]
+    tests = [("tests", f"seed {arguments.seed}, level {arguments.level:g} after Holm's correction")]
+    return what_was_run(models, configs, settings=tests, timed=False)
+
+
 def _write(
     out: Path,
     document: dict[str, Any],
     comparisons: list[Comparison],
     scores: dict[str, dict[str, Scores]],
     choices: dict[str, dict[str, PromptChoice]],
+    run: WhatWasRun,
 ) -> None:
     from clip_med.data.shard_index import write_atomically
     from zero_shot.comparison_views import write_figure, write_page
@@ -155,7 +170,7 @@ def _write(
         if comparison.critical is not None:
             for suffix in ("svg", "png"):
                 write_figure(comparison, out / f"ranks.{comparison.metric.replace(' ', '_')}.{suffix}")
-    write_page(out / "comparison.html", comparisons, choices, "Comparison of " + ", ".join(scores))
+    write_page(out / "comparison.html", comparisons, choices, "Comparison of " + ", ".join(scores), run)
     write_atomically(out / "comparison.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 

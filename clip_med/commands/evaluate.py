@@ -96,7 +96,7 @@ def evaluate_folder(
             title=f"{model.resolve().name}: {name}",
             metrics=metrics,
             evaluation=evaluation,
-            run=what_was_run(folder, config, device=str(chosen)),
+            run=what_was_run({"model": folder}, [config], settings=[("encoded on", str(chosen))]),
             similarity=similarity,
             images=images,
             seed=config.seed,

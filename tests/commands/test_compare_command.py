@@ -67,6 +67,8 @@ def test_models_then_their_scores_with_those_of_a_probe(
     assert (choice["images"], choice["chosen_on"]) == (24, str(folder / "val"))
     page = (out / "comparison.html").read_text()
     assert "<svg" in page
+    for text in ("SHA-256 of open_clip_model.safetensors", "24 samples", "seed 0, level 0.05", "name: captions"):
+        assert text in page
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     )

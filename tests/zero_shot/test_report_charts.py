@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.metrics import auroc, confusion_matrix, macro_auroc, macro_f1
 from zero_shot.report_charts import Line, bar, plot, ticks
-from zero_shot.report_classes import class_figures, class_table, confusion_table, curves, roc_points
+from zero_shot.report_classes import class_figures, class_table, confusion_table, curve_styles, curves, roc_points
 from zero_shot.report_page import html_table
 from zero_shot.shown import Scored
 from zero_shot.suite import TaskReport
@@ -96,10 +97,16 @@ def test_confusion_shows_counts_and_shares_of_rows(task: tuple[TaskReport, Score
 
 
 def test_curves_say_their_error_and_leave_out_what_is_undefined(task: tuple[TaskReport, Scored]) -> None:
-    drawn = curves(*task)
+    figures = class_figures(*task)
+    drawn = curves(figures, task[1])
     assert "nan" not in drawn
     assert drawn.count("<polyline") == 4 + 1
     assert "expected calibration error 0." in drawn
+    assert curve_styles(figures) == [0, 1, 2, 3]
+    # Of many classes the worst are in colour, worst first; what is undefined is not among them.
+    many = [replace(figures[n % 4], auroc=replace(figures[n % 4].auroc, value=0.9 - n / 100)) for n in range(9)]
+    many[8] = replace(many[8], auroc=figures[3].auroc)
+    assert curve_styles(many) == [None, None, None, 4, 3, 2, 1, 0, None]
 
 
 def test_points_lie_where_they_belong() -> None:
@@ -124,7 +131,7 @@ def test_points_lie_where_they_belong() -> None:
     assert "nan" not in plot([Line(xs=[1.0, 2.0], ys=[3.0, 3.0])], described="", x_label="", y_label="")
     assert plot([], described="", x_label="", y_label="").count("polyline") == 0
     assert bar(math.nan, math.nan, math.nan, 0) == ""
-    assert 'width="60.0"' in bar(0.5, 0.4, 0.6, 0)
+    assert 'width="45.0"' in bar(0.5, 0.4, 0.6, 0)
 
 
 @pytest.mark.parametrize("span", [(0.0, 1.0), (14.2, 14.3), (0.0, 1e-3), (-3.0, 250.0), (800.0, 8200.0)])

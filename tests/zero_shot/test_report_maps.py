@@ -54,7 +54,7 @@ def test_right_and_wrong_examples_get_maps_of_truth_and_answer(
         assert {pixels.shape for pixels in one.maps.values()} == {(32, 32, 3)}
         # The images are grey: what is coloured is the map.
         assert all(np.ptp(pixels.astype(int), axis=2).max() > 10 for pixels in one.maps.values())
-    run = what_was_run(model, config, device="cpu")
+    run = what_was_run({"model": model}, [config], settings=[("encoded on", "cpu")])
     for name, images in (("with", True), ("without", False)):
         write_report(tmp_path / name, title="t", metrics=[], evaluation=done, run=run, similarity=found, images=images)
     page, bare = (tmp_path / "with").read_text(), (tmp_path / "without").read_text()
