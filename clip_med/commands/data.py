@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   clip-med data medmnist breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine
   clip-med data dicom export/ --out shards/ct --window lung
   clip-med data volumes scans/ --modality CT --window lung --step 5 --out shards/ct
+  clip-med data slides scans/ --mpp 0.5 --tile 256 --out shards/slides
   clip-med data dedup shards/train --against shards/test --out shards/train-clean
   clip-med data verify shards/mine/train
   clip-med data card shards/mine

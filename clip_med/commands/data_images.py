@@ -1,4 +1,4 @@
-"""`clip-med data folder | medmnist | dicom | volumes`: sources that are images in folders or arrays."""
+"""`clip-med data folder | medmnist | dicom | volumes | slides`: sources that are images in folders or arrays."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_images(actions: Any) -> None:
     _add_medmnist(actions)
     _add_dicom(actions)
     _add_volumes(actions)
+    _add_slides(actions)
 
 
 def _add_folder(actions: Any) -> None:
@@ -109,6 +110,48 @@ def _volumes(arguments: argparse.Namespace) -> Source:
     with naming_extra("volumes"):
         from data_prep.volumes import VolumeConfig, VolumeSource
     return VolumeSource(folder(arguments.root), settings(VolumeConfig, arguments))
+
+
+def _add_slides(actions: Any) -> None:
+    parser = add_source(
+        actions,
+        "slides",
+        _slides,
+        text="make shards from tiles of whole-slide images",
+        note="Tiles without enough tissue are left out; OUT.overviews, beside OUT, gets a picture of every slide with "
+        "the tiles that were taken, named like the slide.",
+        example="scans/ --mpp 0.5 --tile 256 --out shards/slides",
+    )
+    parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .svs, .ndpi, .tif and the like")
+    resolution = parser.add_mutually_exclusive_group()
+    resolution.add_argument("--mpp", metavar="MICROMETRES", type=float, default=0.5, help="per pixel; default 0.5")
+    resolution.add_argument("--magnification", metavar="X", type=float, help="20 is --mpp 0.5, 40 is --mpp 0.25")
+    parser.add_argument("--tile", metavar="PIXELS", type=int, default=256, help="width and height; default 256")
+    parser.add_argument(
+        "--tile-overlap", metavar="PIXELS", type=int, default=0, help="that neighbours share; default 0"
+    )
+    parser.add_argument("--min-tissue", metavar="SHARE", type=float, default=0.5, help="of a tile; default 0.5")
+    parser.add_argument("--slide-mpp", metavar="MICROMETRES", type=float, help="of slides that do not say theirs")
+    parser.add_argument("--image-format", default="jpg", choices=("jpg", "png"), help="default jpg, quality 95")
+    parser.add_argument(
+        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
+    )
+    parser.add_argument(
+        "--class-folders", action="store_true", help="the folder directly below DIR names the class of its slides"
+    )
+    parser.add_argument("--no-overviews", action="store_true", help="write no pictures with the tiles")
+
+
+def _slides(arguments: argparse.Namespace) -> Source:
+    with naming_extra("wsi"):
+        from data_prep.slide_reading import MPP_AT_1X
+        from data_prep.slides import SlideConfig, SlideSource
+    if (power := arguments.magnification) is not None:
+        if power <= 0:
+            raise ValueError(f"--magnification must be positive, got {power:g}")
+        arguments.mpp = MPP_AT_1X / power
+    overviews = None if arguments.no_overviews else arguments.out.with_name(arguments.out.name + ".overviews")
+    return SlideSource(folder(arguments.root), settings(SlideConfig, arguments), overviews)
 
 
 __all__ = ["add_images"]
