@@ -41,12 +41,15 @@ def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
 
 def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: Path) -> None:
     page = (DOCS / "knowledge.md").read_text()
-    block, task, training = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    block, task, *training = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "ours.yaml").write_text(block)
     assert lint(read_sources([tmp_path / "ours.yaml"]), known=load_base()) == []
     validate(EvalConfig, {"tasks": [yaml.safe_load(task)]})
     rest = {"model": {"kind": "vit"}, "shards": ["s"], "train": {"epochs": 1}}
-    assert validate(PretrainConfig, {**rest, **yaml.safe_load(training)}).describe is not None
+    configs = [validate(PretrainConfig, {**rest, **yaml.safe_load(text)}) for text in training]
+    assert [config.describe is not None for config in configs] == [True, False, False]
+    assert [config.align is not None for config in configs] == [False, True, False]
+    assert [len(config.prototypes) for config in configs] == [0, 0, 1]
     commands = re.findall(r"^clip-med ([^#\n]*)", page, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
