@@ -32,6 +32,7 @@ from clip_med.models.lora import add_lora
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import FSDPConfig, TrainConfig
 from clip_med.training.prototypes import PrototypeConfig, Prototypes
+from clip_med.training.queries import KnowledgeQueries, QueryConfig
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.teacher import DistillConfig, Teacher
 from clip_med.training.terms import Term
@@ -60,6 +61,8 @@ class PretrainConfig:
     """A frozen knowledge encoder that the text tower stays near; None: none."""
     prototypes: tuple[PrototypeConfig, ...] = ()
     """Sets of classes whose images are drawn to what is said of the class; empty: none."""
+    queries: QueryConfig | None = None
+    """Classes that a decoder looks for in the places of each image; None: none."""
     loader: LoaderConfig = LoaderConfig()
     describe: DescribeConfig | None = None
     """Labels in captions give way to descriptions of the knowledge base; None: captions are shown as they are."""
@@ -91,6 +94,8 @@ class PretrainConfig:
                 "prototypes encodes sentences outside the step's forward pass, and with train.parallel.kind: fsdp the "
                 "weights lie in parts; use ddp"
             )
+        if self.queries is not None:
+            _check_queries(self.train, self.loader.positives)
         if self.lora is not None:
             _check_lora(self.lora, self.train)
         elif self.train.lock_image == self.train.lock_text == "all" and not (
@@ -166,6 +171,9 @@ def pretrain(
             for term in terms:
                 if isinstance(term, Prototypes):
                     on_start(term.coverage(_spread(shards)))
+            queries = None if config.queries is None else KnowledgeQueries(config.queries, encoder)
+            if queries is not None:
+                on_start(queries.coverage(_spread(shards)))
             pooled_text = None
             if config.train.cache_text:
                 pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
@@ -181,7 +189,8 @@ def pretrain(
                 evaluators=evaluators,
                 pooled_text=pooled_text,
                 terms=terms,
-                chance_loss=None if terms else chance_loss(config.loss, config.train.batch_size),
+                queries=queries,
+                chance_loss=None if terms or queries else chance_loss(config.loss, config.train.batch_size),
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )
@@ -247,6 +256,21 @@ def _coverage(describer: Describer, encoder: DualEncoder, shards: ShardSet) -> s
 def _spread(shards: ShardSet) -> list[Sample]:
     """Up to 2,000 samples at equal distances, without their images."""
     return [shards.metadata(index) for index in range(0, len(shards), -(-len(shards) // 2000))]
+
+
+def _check_queries(train: TrainConfig, positives: str) -> None:
+    """Refuse a decoder where it could not train as the towers do, or would not see places or labels."""
+    if positives != "label":
+        raise ValueError(f"queries needs loader.positives: label, got {positives}: labels are what queries ask for")
+    compute = train.compute
+    for name, chosen, why in (
+        ("parallel.kind: fsdp", isinstance(train.parallel, FSDPConfig), "the decoder is kept whole on each rank"),
+        ("precision: pure_bf16", train.precision == "pure_bf16", "the decoder has no bf16 copy; use bf16"),
+        ("compute.compile", compute.compile, "the compiled image tower gives no places"),
+        ("compute.pooled_last_block", compute.pooled_last_block, "the last block then gives no places"),
+    ):
+        if chosen:
+            raise ValueError(f"queries does not go with train.{name}: {why}")
 
 
 def _check_lora(lora: LoRAConfig, train: TrainConfig) -> None:

@@ -13,6 +13,7 @@ import torch
 from clip_med.config import configs_root, load_config
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.knowledge.modalities import known_finding
+from clip_med.knowledge.prompts import ClassPrompts, render_prompts
 from clip_med.models.config import TwoTowerModel
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import ScheduleConfig
@@ -22,7 +23,7 @@ from tests.models.tiny_bert import write_bert
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-RECIPES = ("unimed_clip", "flair", "keep", "devide", "medclip")
+RECIPES = ("unimed_clip", "flair", "keep", "devide", "medclip", "kad")
 STEPS = 20
 
 
@@ -66,8 +67,15 @@ def tiny(config: PretrainConfig, root: Path) -> PretrainConfig:
         channels_last=False,
     )
     loader = dataclasses.replace(config.loader, workers=0)
+    queries = config.queries
+    if queries is not None:
+        # Their own classes are known to the base; the phantoms have others.
+        assert len(render_prompts(queries.prompts)) >= 7
+        labels = ("melanoma", "nevus")
+        prompts = ClassPrompts(classes={label: (label,) for label in labels})
+        queries = dataclasses.replace(queries, text=text, prompts=prompts, width=16, layers=1)
     return dataclasses.replace(
-        config, model=model, train=train, loader=loader, shards=(str(root / "shards"),), sources=()
+        config, model=model, train=train, loader=loader, queries=queries, shards=(str(root / "shards"),), sources=()
     )
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from clip_med.data.shard_index import write_atomically
 from clip_med.distributed import gather_objects, rank
@@ -69,10 +69,11 @@ def take_snapshot(
 
     Args:
         state: plain values; `step` among them.
-        extra: further tensors that training needs, by names of their own; `load_checkpoint` fills them in place.
+        extra: further tensors that training needs, by names of their own; `load_checkpoint` fills them in place. Those
+            that are parameters have a state in the optimiser too.
     """
     model = folder_tensors(encoder, keep=rank() == 0)
-    parameters = dict(encoder.clip.named_parameters())
+    parameters = _parameters(encoder, extra)
     assert not any(name.startswith(PREFIX) for name in extra or {})
     part = take_part({**optimizer_tensors(optimizer, parameters), **(extra or {})})
     return Snapshot(model=model, part=part, document=json.dumps(dict(state), indent=1, sort_keys=True) + "\n")
@@ -241,11 +242,16 @@ def load_checkpoint(
         load_weights(encoder.clip, directory / "model")
         if encoder.lora is not None:
             load_adapters(encoder, directory / "model")
-        restore_optimizer(directory / "state", optimizer, dict(encoder.clip.named_parameters()))
+        restore_optimizer(directory / "state", optimizer, _parameters(encoder, extra))
         read_parts(directory / "state", extra or {})
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return _read_state(directory)
+
+
+def _parameters(encoder: DualEncoder, extra: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    own = {name: value for name, value in (extra or {}).items() if isinstance(value, nn.Parameter)}
+    return {**dict(encoder.clip.named_parameters()), **own}
 
 
 def step_of(directory: Path) -> int:

@@ -54,6 +54,20 @@ def build_optimizer(encoder: DualEncoder, config: OptimConfig) -> torch.optim.Ad
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
+def add_parameters(optimizer: torch.optim.Optimizer, module: nn.Module, config: OptimConfig, *, name: str) -> None:
+    """Train a module besides the encoder, at the plain learning rate; matrices decay."""
+    for decays in (True, False):
+        optimizer.add_param_group(
+            {
+                "name": f"{name} {'decay' if decays else 'no decay'}",
+                "params": [p for p in module.parameters() if (p.ndim >= 2) == decays],
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr": config.lr,
+                "lr_scale": 1.0,
+            }
+        )
+
+
 def learning_rate(samples_seen: int, total_samples: int, optim: OptimConfig, schedule: ScheduleConfig) -> float:
     """Learning rate for the step that begins after `samples_seen` samples of `total_samples`.
 
@@ -83,4 +97,4 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate * group["lr_scale"]
 
 
-__all__ = ["build_optimizer", "learning_rate", "parameter_groups", "set_learning_rate"]
+__all__ = ["add_parameters", "build_optimizer", "learning_rate", "parameter_groups", "set_learning_rate"]

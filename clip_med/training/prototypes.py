@@ -6,17 +6,18 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from clip_med.config import PositiveFloat, config
-from clip_med.data.batch import Batch, text_id
+from clip_med.data.batch import Batch
 from clip_med.data.sample import Sample
 from clip_med.distributed import gather
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.losses.prototypes import class_prototypes, prototype_loss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating
+from clip_med.training.class_labels import ClassLabels
 
 
 @config
@@ -53,7 +54,7 @@ class Prototypes:
         self._precision: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
         prompts, weights = render_prompts(settings.prompts), prompt_weights(settings.prompts)
         self.texts = tuple(text for own in prompts.values() for text in own)
-        self._ids = torch.tensor([text_id(label, "label") for label in prompts])
+        self._labels = ClassLabels(tuple(prompts), settings.modalities)
         self._owner = torch.tensor([number for number, own in enumerate(prompts.values()) for _ in own])
         flat = [1.0] * len(self.texts) if weights is None else [weight for own in weights for weight in own]
         self._weights = torch.tensor(flat)
@@ -65,18 +66,9 @@ class Prototypes:
         Raises:
             ValueError: none takes part.
         """
-        classes, modalities = self._settings.prompts.classes, self._settings.modalities
-        meant = [one.labels for one in samples if not modalities or one.modality in modalities]
-        counts = {label: sum(label in labels for labels in meant) for label in classes}
-        if not any(counts.values()):
-            raise ValueError(f"prototypes: none of {len(samples):,} samples has one of the labels {list(classes)}")
-        taking_part = sum(any(label in labels for label in classes) for labels in meant)
+        counted = self._labels.coverage(samples)
         cut = self._model.truncated(self.texts)
-        return (
-            f"prototypes of {len(classes)} classes: {taking_part:,} of {len(samples):,} samples "
-            f"({', '.join(f'{label} {count:,}' for label, count in counts.items())}); {len(self.texts)} sentences, "
-            f"{cut} longer than the context"
-        )
+        return f"prototypes of {counted}; {len(self.texts)} sentences, {cut} longer than the context"
 
     def prototypes(self) -> Float[Tensor, "C D"]:
         """Unit rows of the classes, in the order of the configuration."""
@@ -88,15 +80,9 @@ class Prototypes:
             if not any(parameter.requires_grad for parameter in self._model.trunk_parameters("text")):
                 self._pooled = pooled
             rows = self._model.project_text(pooled)
-            return class_prototypes(rows, self._owner.to(device), self._weights.to(device), len(self._ids))
-
-    def present(self, batch: Batch) -> Bool[Tensor, "B C"]:
-        """Which of the classes each sample carries, on the CPU; none where its modality is not meant."""
-        ids: Int64[Tensor, "B L"] = batch.group_ids[:, 1:].cpu()
-        found = (ids[:, :, None] == self._ids).any(1)
-        if self._settings.modalities:
-            found &= torch.tensor([[one in self._settings.modalities] for one in batch.modalities])
-        return found
+            return class_prototypes(
+                rows, self._owner.to(device), self._weights.to(device), len(self._settings.prompts.classes)
+            )
 
     def __call__(
         self,
@@ -107,7 +93,7 @@ class Prototypes:
         logit_scale: Float[Tensor, "*one"],
     ) -> Float[Tensor, ""]:
         """What is minimised: its mean over ranks is that of the global batch."""
-        present = self.present(batch).to(image_features.device)
+        present = self._labels.present(batch).to(image_features.device)
         taking_part = gather(present.any(1))
         # Each rank's sum over this: the mean over ranks then divides by all that take part.
         rows = taking_part.sum().clamp(min=1) * (len(batch) / len(taking_part))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
+from torch import Tensor
+
 from clip_med.data.loader import TrainLoader
 from clip_med.distributed import gather_objects, rank
 from clip_med.losses.contrastive import ContrastiveLoss
@@ -18,9 +20,10 @@ from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
 from clip_med.training.ema import Ema
 from clip_med.training.metrics_log import MetricsLog
-from clip_med.training.optim import build_optimizer, learning_rate, set_learning_rate
+from clip_med.training.optim import add_parameters, build_optimizer, learning_rate, set_learning_rate
 from clip_med.training.parallel import Towers
 from clip_med.training.progress import Progress
+from clip_med.training.queries import KnowledgeQueries
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.saving import Saver
 from clip_med.training.step import PooledText, StepResult, TrainStep
@@ -91,6 +94,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     pooled_text: PooledText | None = None,
     terms: Sequence[Term] = (),
+    queries: KnowledgeQueries | None = None,
     chance_loss: float | None = None,
     allow_data_change: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
@@ -103,7 +107,7 @@ def train(
     Args:
         run: an open run folder.
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        terms: see `TrainStep`.
+        terms, queries: see `TrainStep`.
         chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
         allow_data_change: continue although shards or mixture have changed, see `TrainLoader.load_state_dict`.
         on_step: called on rank 0 every `log_every_steps` and after the last step.
@@ -124,7 +128,7 @@ def train(
     encoder.train()
     began = time.monotonic()
     loop = _Loop(encoder, loader, config, run, total_steps, evaluators, on_step)
-    loop.prepare(loss, pooled_text, terms, chance_loss, allow_data_change=allow_data_change)
+    loop.prepare(loss, pooled_text, terms, queries, chance_loss, allow_data_change=allow_data_change)
     first = loop.progress.step
     stopped = loop.go()
     step = loop.progress.step
@@ -165,6 +169,7 @@ class _Loop:
         loss: ContrastiveLoss,
         pooled_text: PooledText | None,
         terms: Sequence[Term],
+        queries: KnowledgeQueries | None,
         chance_loss: float | None,
         *,
         allow_data_change: bool,
@@ -172,11 +177,15 @@ class _Loop:
         encoder, config = self.encoder, self.config
         self.throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
         # Before the optimiser, which must see the parameters as they lie on the ranks.
-        self.towers = Towers(encoder, config)
+        decoder = None if queries is None else queries.decoder
+        self.towers = Towers(encoder, config, decoder)
         self.optimizer = build_optimizer(encoder, config.optim)
         self.bad_steps = BadSteps(config, encoder)
         self.ema = None if config.ema is None else Ema(encoder, config.ema)
-        self.extra = {} if self.ema is None else self.ema.tensors
+        self.extra: dict[str, Tensor] = {} if self.ema is None else dict(self.ema.tensors)
+        if decoder is not None:
+            add_parameters(self.optimizer, decoder, config.optim, name="queries")
+            self.extra |= {f"queries/{name}": parameter for name, parameter in decoder.named_parameters()}
         self.progress = Progress(
             encoder,
             self.optimizer,
@@ -188,7 +197,7 @@ class _Loop:
             extra=self.extra,
         )
         self.progress.resume(allow_data_change=allow_data_change)
-        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, terms)
+        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, terms, queries)
         self.chance = ChanceAlarm(chance_loss)
 
     def go(self) -> str | None:

@@ -17,14 +17,16 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import OptimConfig, TrainConfig
-from clip_med.training.optim import build_optimizer
+from clip_med.training.optim import add_parameters, build_optimizer
 from clip_med.training.parallel import Towers
 from clip_med.training.prototypes import PrototypeConfig, Prototypes
+from clip_med.training.queries import KnowledgeQueries, QueryConfig
 from clip_med.training.step import TrainStep
 from clip_med.training.terms import Term
 from tests.tiny_run import TINY
 from tests.training.steps import gradients
 
+KINDS = ("align", "prototypes", "queries")
 CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
 LABELS = (("cyst",), ("mass",), ("cyst", "mass"), (), ("Fine",), ("other",))
 _CAPTION_IDS = (0, 1, 2, 3, 0, 5)
@@ -75,24 +77,51 @@ def prototypes(encoder: DualEncoder, weight: float = 2.0) -> Prototypes:
     )
 
 
+def queries(bert: Path, encoder: DualEncoder, weight: float) -> KnowledgeQueries:
+    """The same classes as queries, in double precision and without dropout."""
+    torch.manual_seed(1)
+    classes = {"cyst": ("kidney_cyst",), "mass": ("kidney_tumour",), "fine": ("kidney_normal",)}
+    told = KnowledgePrompts(facets=("name", "definition"))
+    settings = QueryConfig(
+        text=tower(bert),
+        prompts=ClassPrompts(classes=classes, knowledge=told),
+        weight=weight,
+        width=16,
+        layers=2,
+        heads=2,
+        feed_forward=32,
+        dropout=0.0,
+    )
+    asked = KnowledgeQueries(settings, encoder)
+    asked.decoder.double()
+    return asked
+
+
 def step_gradients(
-    bert: Path, own: slice = slice(None), micro_batch: int | None = None, *, kind: str = "align"
+    bert: Path, own: slice = slice(None), micro_batch: int | None = None, *, kind: str = "align", weight: float = 2.0
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss, and gradients by parameter."""
     encoder = model()
     settings = TrainConfig(samples=60, batch_size=len(CAPTIONS), micro_batch=micro_batch, max_grad_norm=None)
-    term: Term = prototypes(encoder)
-    if kind == "align":
-        term = KnowledgeAlignment(AlignConfig(text=tower(bert), weight=2.0), encoder, "fp32")
-    towers = Towers(encoder, settings)
-    step = TrainStep(
-        encoder,
-        towers,
-        build_optimizer(encoder, OptimConfig(lr=1e-3)),
-        build_loss(InfoNCEConfig()),
-        settings,
-        None,
-        (term,),
-    )
+    terms: list[Term] = []
+    asked: KnowledgeQueries | None = None
+    match kind:
+        case "align":
+            terms.append(KnowledgeAlignment(AlignConfig(text=tower(bert), weight=weight), encoder, "fp32"))
+        case "prototypes":
+            terms.append(prototypes(encoder, weight))
+        case _:
+            asked = queries(bert, encoder, weight)
+    decoder = None if asked is None else asked.decoder
+    towers = Towers(encoder, settings, decoder)
+    optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3))
+    if decoder is not None:
+        add_parameters(optimizer, decoder, OptimConfig(lr=1e-3), name="queries")
+    loss = build_loss(InfoNCEConfig())
+    step = TrainStep(encoder, towers, optimizer, loss, settings, None, terms, asked)
     result = step.gradients(batch(encoder, own), 0, lambda: None)
-    return result.loss, gradients(encoder)
+    found = gradients(encoder)
+    for name, parameter in () if decoder is None else decoder.named_parameters():
+        assert parameter.grad is not None, name
+        found[f"queries/{name}"] = parameter.grad.clone()
+    return result.loss, found

@@ -165,17 +165,18 @@ def read_part(folder: str, sharded: bool) -> int:
     return 0
 
 
-def knowledge_step(bert: str, kind: str, out: str) -> int:
-    """The gradients of a step with a term of knowledge, written by rank 0."""
+def knowledge_steps(bert: str, out: str) -> int:
+    """The gradients of a step with each term of knowledge, written by rank 0."""
     from safetensors.torch import save_file
 
-    from tests.training.knowledge_terms import CAPTIONS, step_gradients
+    from tests.training.knowledge_terms import CAPTIONS, KINDS, step_gradients
 
     with process_group("cpu"):
         each = len(CAPTIONS) // world_size()
-        _, found = step_gradients(Path(bert), slice(rank() * each, (rank() + 1) * each), kind=kind)
-        if rank() == 0:
-            save_file({name: value.contiguous() for name, value in found.items()}, out)
+        for kind in KINDS:
+            _, found = step_gradients(Path(bert), slice(rank() * each, (rank() + 1) * each), kind=kind)
+            if rank() == 0:
+                save_file({name: value.contiguous() for name, value in found.items()}, Path(out) / kind)
         dist.barrier()
-        print(json.dumps(len(found)))
+        print(json.dumps(len(KINDS)))
     return 0

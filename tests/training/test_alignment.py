@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 
 from clip_med.models.folder import build_model, load_folder
 from clip_med.pretrain import pretrain
@@ -17,8 +16,7 @@ from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.metrics_log import read_metrics
 from tests.models.tiny_bert import write_bert
 from tests.tiny_run import TINY, tiny_config
-from tests.training.knowledge_terms import GROUPS, batch, model, step_gradients, tower
-from tests.training.rank_server import RankServer
+from tests.training.knowledge_terms import GROUPS, batch, model, tower
 
 # What each caption belongs to: itself and its labels.
 IDS = [{int(one) for one in row if one >= 0} for row in GROUPS]
@@ -73,19 +71,6 @@ def test_the_weight_goes_from_the_contrastive_loss_to_the_alignment(bert: Path) 
         ends.append(term(torch.tensor(2.0).double(), told, rows, rows, encoder.logit_scale).item())
     known = KnowledgeAlignment(AlignConfig(text=tower(bert)), encoder, "fp32").features(told).double().numpy()
     assert ends == pytest.approx([2.0, reference(rows.numpy(), known, IDS, 10.0)], abs=1e-6)
-
-
-def test_chunks_and_two_ranks_give_the_gradients_of_the_batch(bert: Path, ranks: RankServer, tmp_path: Path) -> None:
-    loss, whole = step_gradients(bert)
-    by_two = step_gradients(bert, micro_batch=2)
-    ranks.results(2, "knowledge_step", str(bert), "align", str(tmp_path / "two.safetensors"))
-    for other in (by_two[1], load_file(tmp_path / "two.safetensors")):
-        assert other.keys() == whole.keys()
-        for name, value in whole.items():
-            # The knowledge encoder is fp32.
-            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-7, msg=name)
-    assert by_two[0] == pytest.approx(loss, abs=1e-7)
-    assert float(whole["text_projection"].abs().max()) > 1e-3
 
 
 def test_what_does_not_fit_is_refused_and_a_run_draws_texts_to_their_knowledge(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from clip_med.data.loader import LoaderConfig
 from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts, prompt_weights, render_prompts
@@ -19,8 +18,7 @@ from clip_med.training.metrics_log import read_metrics
 from clip_med.training.prototypes import PrototypeConfig
 from tests.labelled_shards import write_labelled
 from tests.tiny_run import tiny_config
-from tests.training.knowledge_terms import batch, model, prototypes, step_gradients
-from tests.training.rank_server import RankServer
+from tests.training.knowledge_terms import batch, model, prototypes
 from zero_shot.classify import class_prototypes
 from zero_shot.config import ClassificationTask
 
@@ -32,9 +30,9 @@ def test_labels_and_modality_say_who_takes_part_and_an_evaluation_has_the_same_p
     term = prototypes(encoder)
     told = batch(encoder)
     expected = [[1, 0, 0], [0, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
-    assert term.present(told).int().tolist() == expected
+    assert term._labels.present(told).int().tolist() == expected
     elsewhere = dataclasses.replace(told, modalities=("CT", "MRI", "MRI", "CT", "CT", "CT"))
-    assert term.present(elsewhere).any(1).tolist() == [True, False, False, False, True, False]
+    assert term._labels.present(elsewhere).any(1).tolist() == [True, False, False, False, True, False]
     chosen = term._settings.prompts
     rows = [text_features(encoder, texts) for texts in render_prompts(chosen).values()]
     weights = prompt_weights(chosen)
@@ -61,19 +59,6 @@ def test_a_frozen_trunk_encodes_the_sentences_once() -> None:
     with torch.no_grad():
         encoder.clip.text_projection.neg_()
     torch.testing.assert_close(term.prototypes(), -first)
-
-
-def test_chunks_and_two_ranks_give_the_gradients_of_the_batch(ranks: RankServer, tmp_path: Path) -> None:
-    """Five images of the classes' labels lie unequally on the ranks."""
-    loss, whole = step_gradients(tmp_path, kind="prototypes")
-    by_two = step_gradients(tmp_path, micro_batch=2, kind="prototypes")
-    ranks.results(2, "knowledge_step", "", "prototypes", str(tmp_path / "two.safetensors"))
-    for other in (by_two[1], load_file(tmp_path / "two.safetensors")):
-        assert other.keys() == whole.keys()
-        for name, value in whole.items():
-            torch.testing.assert_close(other[name], value, rtol=0, atol=1e-12, msg=name)
-    assert by_two[0] == pytest.approx(loss, abs=1e-12)
-    assert "logit_scale" in whole
 
 
 def test_a_run_counts_its_images_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -1,0 +1,102 @@
+"""Disease queries beside the contrastive loss: knowledge between image and label, as in KAD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from clip_med.config import Fraction, PositiveFloat, PositiveInt, config
+from clip_med.data.batch import Batch
+from clip_med.data.sample import Sample
+from clip_med.distributed import gather
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
+from clip_med.losses.prototypes import class_prototypes
+from clip_med.losses.queries import query_loss
+from clip_med.models.config import HFTower
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.image_tokens import token_width
+from clip_med.models.query_decoder import QueryDecoder
+from clip_med.models.text_only import TextOnly
+from clip_med.training.class_labels import ClassLabels
+
+
+@config
+class QueryConfig:
+    """Classes as queries to the image: contrastive loss + weight binary cross-entropy of the answers."""
+
+    text: HFTower
+    """The knowledge encoder that embeds the queries, once and frozen, as `clip-med knowledge train` writes it."""
+    prompts: ClassPrompts
+    """The classes, and what is said of each: the query is the direction of the (weighted) mean of its texts."""
+    modalities: tuple[str, ...] = ()
+    """Only samples of these, as they write it; empty: all that carry one of the labels."""
+    weight: PositiveFloat = 1.0
+    width: PositiveInt = 256
+    layers: PositiveInt = 4
+    heads: PositiveInt = 4
+    feed_forward: PositiveInt = 1024
+    dropout: Fraction = 0.1
+
+    def __post_init__(self) -> None:
+        """Refuse queries that know nothing, and heads that do not divide the width."""
+        if not self.text.pretrained:
+            raise ValueError("queries.text.pretrained: false: random queries know nothing")
+        if self.width % self.heads:
+            raise ValueError(f"queries.width {self.width} must be a multiple of queries.heads {self.heads}")
+
+
+class KnowledgeQueries:
+    """The decoder, which trains with the towers, and the loss of its answers.
+
+    "Align, Reason and Learn" (Chen et al., arXiv 2209.07118) and KAD let knowledge stand between image and text; here
+    it does so as queries. An image with one of the labels answers for all classes; those that it lacks are absent.
+    Deviation from KAD: the same decoder is not also trained on entities of the report as memory.
+
+    Raises:
+        ValueError: an image tower whose places are not known.
+    """
+
+    def __init__(self, settings: QueryConfig, model: DualEncoder) -> None:
+        self._settings = settings
+        prompts, weights = render_prompts(settings.prompts), prompt_weights(settings.prompts)
+        self._labels = ClassLabels(tuple(prompts), settings.modalities)
+        texts = [text for own in prompts.values() for text in own]
+        owner = torch.tensor([number for number, own in enumerate(prompts.values()) for _ in own])
+        flat = [1.0] * len(texts) if weights is None else [weight for own in weights for weight in own]
+        queries = class_prototypes(TextOnly(settings.text).features(texts), owner, torch.tensor(flat), len(prompts))
+        self.decoder = QueryDecoder(
+            queries,
+            token_width(model),
+            width=settings.width,
+            layers=settings.layers,
+            heads=settings.heads,
+            feed_forward=settings.feed_forward,
+            dropout=settings.dropout,
+        ).to(model.logit_scale.device)
+
+    def coverage(self, samples: Sequence[Sample]) -> str:
+        """A line that says how many of the samples take part.
+
+        Raises:
+            ValueError: none takes part.
+        """
+        trained = sum(parameter.numel() for parameter in self.decoder.parameters())
+        return f"queries of {self._labels.coverage(samples)}; {trained:,} parameters in their decoder"
+
+    def split(self, rows: Float[Tensor, "B E"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B C"]]:
+        """Image features and answers, which `Towers` gives side by side."""
+        classes = len(self.decoder.queries)
+        return rows[:, :-classes], rows[:, -classes:]
+
+    def loss(self, answers: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, ""]:
+        """What is added to the contrastive loss: its mean over ranks is that of the global batch."""
+        present = self._labels.present(batch).to(answers.device)
+        taking_part = gather(present.any(1))
+        rows = taking_part.sum().clamp(min=1) * (len(batch) / len(taking_part))
+        return self._settings.weight * query_loss(answers, present, rows)
+
+
+__all__ = ["KnowledgeQueries", "QueryConfig"]

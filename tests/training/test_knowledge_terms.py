@@ -1,0 +1,49 @@
+"""Steps with what knowledge adds to the loss: by chunks and by two ranks they have the gradients of the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.models.tiny_bert import write_bert
+from tests.training.knowledge_terms import KINDS, step_gradients
+from tests.training.rank_server import RankServer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    return write_bert(tmp_path_factory.mktemp("terms") / "bert", weights=True)
+
+
+@pytest.fixture(scope="module")
+def by_ranks(bert: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Captions and labels that belong together, and images that take part, lie unequally on the ranks."""
+    out = tmp_path_factory.mktemp("two")
+    assert ranks.results(2, "knowledge_steps", str(bert), str(out)) == [len(KINDS)] * 2
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_chunks_and_two_ranks_give_the_gradients_of_the_batch(bert: Path, by_ranks: Path, kind: str) -> None:
+    loss, whole = step_gradients(bert, kind=kind)
+    chunked, chunks = step_gradients(bert, micro_batch=2, kind=kind)
+    # The knowledge encoder of the alignment is fp32.
+    within = 1e-7 if kind == "align" else 1e-12
+    assert chunked == pytest.approx(loss, abs=within)
+    for other in (chunks, load_file(by_ranks / kind)):
+        assert other.keys() == whole.keys()
+        for name, value in whole.items():
+            torch.testing.assert_close(other[name], value, rtol=0, atol=within, msg=name)
+    # The term has a part in it.
+    plain = step_gradients(bert, kind=kind, weight=1e-9)[1]
+    tower = "text_projection" if kind == "align" else "visual.conv1.weight"
+    assert (whole[tower] - plain[tower]).abs().max() > 1e-6
+    if kind != "align":
+        torch.testing.assert_close(whole["text_projection"], plain["text_projection"], rtol=0, atol=1e-12)
+    assert any(name.startswith("queries/decoder.layers.1") for name in whole) == (kind == "queries")
