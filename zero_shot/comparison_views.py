@@ -195,7 +195,8 @@ def _svg(figure: Figure) -> str:
 
 def _embedded(figure: Figure) -> str:
     drawing = _svg(figure)
-    return f'<div class="paper">{drawing[drawing.index("<svg") :]}</div>'
+    described = 'class="paper" role="img" aria-label="models along their mean ranks" tabindex="0"'
+    return f"<div {described}>{drawing[drawing.index('<svg') :]}</div>"
 
 
 def _numbers(pair: Pair) -> list[str]:

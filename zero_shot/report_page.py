@@ -69,7 +69,8 @@ svg { max-width: 100%; height: auto; } .plot { width: 100%; }
 .plot .count { fill: var(--line); } .bar .track { fill: var(--box); } .bar .whisker { stroke: var(--ink); }
 td svg { max-width: none; vertical-align: middle; }
 @CLASSES@
-.paper { background: #fff; border-radius: 4px; padding: .5rem; max-width: 46rem; }
+.paper { background: #fff; border-radius: 4px; padding: .5rem; max-width: 46rem; overflow-x: auto; }
+.paper svg { min-width: 30rem; }
 @media (max-width: 40rem) { body { font-size: 14px; } .examples { grid-template-columns: repeat(2, minmax(0, 1fr)); }
   th, td { padding: .25rem .5rem; } .stick th:first-child { position: sticky; left: 0; background: var(--paper);
   max-width: 9rem; white-space: normal; z-index: 1; } dl.facts { grid-template-columns: minmax(0, 1fr); }
