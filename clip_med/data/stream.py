@@ -13,7 +13,13 @@ from typing import Any, Final, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clip_med.data.images import ImageError, VolumeError
+from clip_med.data.sample import SampleError
+from clip_med.data.tar import ShardError
+
 Item = TypeVar("Item")
+# Errors that name a file or a sample to somebody who has to mend it; all others keep their traceback.
+_OF_DATA: Final = (ShardError, SampleError, ImageError, VolumeError)
 
 
 class Stream(Iterator[Item]):
@@ -39,7 +45,15 @@ class Stream(Iterator[Item]):
         _LIVE.add(self)
 
     def __next__(self) -> Item:
-        return next(self._iterator)
+        """The next item; what a worker says of the data comes as if it had been read in this process."""
+        try:
+            return next(self._iterator)
+        except _OF_DATA as error:
+            # torch puts "Caught ... in DataLoader worker process" and the traceback of the worker before the message.
+            _, begins, message = str(error).rpartition(f"\n{type(error).__module__}.{type(error).__qualname__}: ")
+            if not begins:
+                raise
+            raise type(error)(message.rstrip("\n")) from error
 
     def close(self) -> None:
         """Tell the workers to end and wait for them; a second call does nothing."""
