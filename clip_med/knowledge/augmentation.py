@@ -61,7 +61,7 @@ class Describer:
         >>> sample = Sample(key="k", image=b"", image_suffix="jpg", captions=("Fundus with glaucoma.",), group="g",
         ...                 labels=("glaucoma",), modality="fundus", dataset="d", split="train")
         >>> Describer(DescribeConfig(facets=("definition",))).every(sample.captions[0], sample)[0][:36]
-        'Fundus with damage of the optic nerv'
+        'Fundus with optic neuropathy with pr'
     """
 
     def __init__(self, config: DescribeConfig) -> None:
