@@ -21,7 +21,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.data.training_data import MixtureConfig, SourceConfig, TrainingData, open_training_data
 from clip_med.distributed import process_group, rank, world_size
 from clip_med.knowledge.augmentation import DescribeConfig, Describer
-from clip_med.losses.config import InfoNCEConfig, LossConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.models.caption_lengths import report_caption_lengths
 from clip_med.models.compute import apply_compute
@@ -33,6 +33,7 @@ from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import FSDPConfig, TrainConfig
 from clip_med.training.prototypes import PrototypeConfig, Prototypes
 from clip_med.training.queries import KnowledgeQueries, QueryConfig
+from clip_med.training.relatives import label_relatives
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.teacher import DistillConfig, Teacher
 from clip_med.training.terms import Term
@@ -84,6 +85,11 @@ class PretrainConfig:
             raise ValueError(
                 f"describe needs loader.positives: label, got {self.loader.positives}; two images of one class with "
                 f"different descriptions would count as negatives"
+            )
+        if isinstance(self.loss, GroupPositivesConfig) and self.loader.positives != "label":
+            raise ValueError(
+                f"loss.kind group_positives needs loader.positives: label, got {self.loader.positives}: labels are the "
+                f"groups"
             )
         if self.prototypes and self.loader.positives != "label":
             raise ValueError(
@@ -174,6 +180,10 @@ def pretrain(
             queries = None if config.queries is None else KnowledgeQueries(config.queries, encoder)
             if queries is not None:
                 on_start(queries.coverage(_spread(shards)))
+            relatives = None
+            if isinstance(config.loss, GroupPositivesConfig) and config.loss.relatives:
+                relatives, line = label_relatives(config.loss, shards.columns())
+                on_start(line)
             pooled_text = None
             if config.train.cache_text:
                 pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
@@ -182,7 +192,7 @@ def pretrain(
             return train(
                 encoder,
                 loader,
-                build_loss(config.loss),
+                build_loss(config.loss, relatives),
                 config.train,
                 folder,
                 total_steps=total_steps,

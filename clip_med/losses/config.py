@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import field
+from pathlib import Path
 from typing import Literal
 
 from clip_med.config import PositiveInt, config
@@ -34,6 +37,21 @@ class SigmoidConfig:
     exchange: Literal["gather", "ring"] = "gather"
 
 
-LossConfig = InfoNCEConfig | SigmoidConfig
+@config
+class GroupPositivesConfig:
+    """KEEP's loss: one positive for each group of samples of one first label. All logits are held on every rank.
 
-__all__ = ["InfoNCEConfig", "LossConfig", "SigmoidConfig"]
+    relatives: labels that are ancestors or descendants of each other in the knowledge are no negatives.
+    findings: label to the id of its finding, where the label alone does not say it.
+    path: a file or folder of knowledge; None: the shipped base.
+    """
+
+    kind: Literal["group_positives"] = "group_positives"
+    relatives: bool = True
+    findings: Mapping[str, str] = field(default_factory=dict[str, str])
+    path: Path | None = None
+
+
+LossConfig = InfoNCEConfig | SigmoidConfig | GroupPositivesConfig
+
+__all__ = ["GroupPositivesConfig", "InfoNCEConfig", "LossConfig", "SigmoidConfig"]

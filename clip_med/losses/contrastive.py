@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from clip_med.distributed import gather, gather_with_gradient, rank
-from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.group_positives import Relatives, group_positives
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.sigmoid import sigmoid_loss
 from clip_med.losses.tiled_infonce import tiled_info_nce
@@ -19,10 +20,14 @@ from clip_med.losses.tiled_sigmoid import tiled_sigmoid_loss
 ContrastiveLoss = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
 
 
-def build_loss(config: LossConfig) -> ContrastiveLoss:
+def build_loss(config: LossConfig, relatives: Relatives | None = None) -> ContrastiveLoss:
     """The loss of a configuration, called as `loss(image_features, text_features, logit_scale, logit_bias, group_ids)`.
 
-    `logit_scale` is the model's parameter: the logarithm of the scale. Returns the mean over this rank's rows.
+    `logit_scale` is the model's parameter: the logarithm of the scale. Returns the mean over this rank's rows; for
+    group positives, which need all rows at once, the loss of the global batch on each rank.
+
+    Args:
+        relatives: of groups, for group positives; the others know none.
     """
     match config:
         case InfoNCEConfig(tile=None, exchange="gather"):
@@ -33,10 +38,12 @@ def build_loss(config: LossConfig) -> ContrastiveLoss:
             return _sigmoid
         case SigmoidConfig():
             return partial(_tiled_sigmoid, config)
+        case GroupPositivesConfig():
+            return partial(_group_positives, relatives)
 
 
 def chance_loss(config: LossConfig, global_batch: int) -> float | None:
-    """Loss of features that tell nothing apart: ln G for InfoNCE; None where it depends on the bias (sigmoid).
+    """Loss of features that tell nothing apart: ln G for InfoNCE; None where it depends on bias (sigmoid) or groups.
 
     Example:
         >>> round(chance_loss(InfoNCEConfig(), 128), 3)
@@ -117,6 +124,25 @@ def _tiled_sigmoid(
         group_ids,
         tile=config.tile or len(image_features),
         exchange=config.exchange,
+    )
+
+
+def _group_positives(
+    relatives: Relatives | None,
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    _logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    if group_ids is None:
+        raise ValueError("loss kind 'group_positives' needs the group ids of the batch; got none")
+    return group_positives(
+        gather_with_gradient(image_features),
+        gather_with_gradient(text_features),
+        logit_scale.exp().reshape(()),
+        gather(group_ids),
+        relatives,
     )
 
 

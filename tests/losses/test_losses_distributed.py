@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_med.losses.config import InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig
 from clip_med.losses.contrastive import build_loss
 from tests.losses.test_tiled_losses import LargestTensor
 
@@ -30,7 +30,7 @@ CONFIGS: list[LossConfig] = [
 ]
 CASES: dict[str, tuple[LossConfig, bool]] = {
     f"{config} {multi_positive}": (config, multi_positive) for config in CONFIGS for multi_positive in (False, True)
-}
+} | {"groups": (GroupPositivesConfig(), True)}
 
 
 class Pair(nn.Module):
@@ -49,6 +49,11 @@ class Pair(nn.Module):
     def forward(self, images: Tensor, texts: Tensor, ids: Tensor | None) -> Tensor:
         v, t = (nn.functional.normalize(x, dim=-1) for x in (self.image(images), self.text(texts)))
         return self.loss(v, t, self.logit_scale, self.logit_bias, ids)
+
+
+def plain(config: LossConfig) -> LossConfig:
+    """The same loss without tiles and ring; group positives have neither."""
+    return config if isinstance(config, GroupPositivesConfig) else PLAIN[isinstance(config, SigmoidConfig)]
 
 
 def inputs(multi_positive: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -95,7 +100,7 @@ def compare_with_plain(config: LossConfig, multi_positive: bool, rank: int, size
     images, texts, ids = inputs(multi_positive)
     own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     found: list[list[Tensor]] = []
-    for each in (PLAIN[isinstance(config, SigmoidConfig)], config):
+    for each in (plain(config), config):
         v, t = (nn.functional.normalize(x, dim=-1)[own].clone().requires_grad_() for x in (images, texts))
         s, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (2.3, -2.0))
         loss = build_loss(each)(v, t, s, b, None if ids is None else ids[own])
@@ -129,10 +134,10 @@ def test_ranks_compute_the_loss_and_gradients_of_one_process(size: int) -> None:
         mp.spawn(run_rank, (size, folder), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
         results = torch.load(Path(folder) / "results.pt", weights_only=True)
     assert set(results) == set(CASES)
-    assert len(CASES) == 20
+    assert len(CASES) == 21
     for name, (config, multi_positive) in CASES.items():
         # One process, the plain loss.
-        module = Pair(PLAIN[isinstance(config, SigmoidConfig)])
+        module = Pair(plain(config))
         loss = module(*inputs(multi_positive))
         loss.backward()
         mean, got = results[name]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_med.losses.config import InfoNCEConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig
 from clip_med.losses.contrastive import build_loss
 from clip_med.models.config import ResNetModel
 from clip_med.models.dual_encoder import DualEncoder
@@ -17,8 +17,10 @@ from clip_med.models.folder import build_model
 from clip_med.training.config import TrainConfig
 from clip_med.training.grad_cache import CachedFeatures
 from clip_med.training.parallel import Towers
-from tests.training.steps import LOSSES, batch, gradients, tiny_encoder, tiny_step
+from tests.training.steps import LOSSES as PAIRWISE
+from tests.training.steps import batch, gradients, tiny_encoder, tiny_step
 
+LOSSES: dict[str, tuple[LossConfig, bool]] = PAIRWISE | {"groups": (GroupPositivesConfig(), True)}
 CONFIG = TrainConfig(samples=8, batch_size=8)
 
 
