@@ -99,7 +99,6 @@ def caveats(facts: Facts) -> list[str]:
 
 
 def _use(facts: Facts) -> tuple[str, ...]:
-    looked = [part.name for part in facts.parts if part.burned_in is not None]
     if facts.source is not None:
         origin = (
             f"Made by `clip-med data {facts.source[0]}` from a source with the SHA-256 {facts.source[1][:16]}. Keys, "
@@ -109,16 +108,11 @@ def _use(facts: Facts) -> tuple[str, ...]:
         origin = (
             "This folder does not say that a source of clip-med wrote it: whether it is de-identified is not known."
         )
-    pixels = (
-        f"Text in pixels was looked for in {', '.join(looked)}."
-        if looked
-        else "Whether text in pixels was looked for is not known."
-    )
     return (
         "For research. Neither these data nor a model trained on them is a medical device.",
         origin,
-        f"{pixels} Scrubbing by rules and text detection miss some of what identifies people: this card does not say "
-        "that the data are anonymous. It shows captions and images of the set and is as confidential as they are.",
+        "Text in pixels was not looked for. Scrubbing by rules misses some of what identifies people: this card does "
+        "not say that the data are anonymous. It shows captions and images of the set: it is as confidential as they.",
     )
 
 
@@ -216,13 +210,12 @@ def _duplicates(parts: Sequence[Part]) -> Section:
         rows.append(["equal files", "several splits", f"{_shared_files(parts):,}"])
     for part in parts:
         rows += [[f"removed: {kind}", part.name, f"{number:,}"] for kind, number in (part.removed or {}).items()]
-        rows += [[f"text in pixels: {out}", part.name, f"{number:,}"] for out, number in (part.burned_in or {}).items()]
     unlisted = [part.name for part in parts if part.removed is None]
     notes = (
         "Equal files are images that are the same byte for byte, beyond the first.",
         *((f"No list of `clip-med data dedup` lies beside {', '.join(unlisted)}.",) if unlisted else ()),
     )
-    return Section(title="Duplicates and text in pixels", notes=notes, table=[["what", "where", "images"], *rows])
+    return Section(title="Duplicates", notes=notes, table=[["what", "where", "images"], *rows])
 
 
 def _shared_files(parts: Sequence[Part]) -> int:

@@ -30,14 +30,12 @@ class Part:
         groups: samples per hashed patient or case.
         files: images per digest of their bytes.
         removed: samples that `data dedup` left out, per kind; None where no list of it lies beside.
-        burned_in: samples in whose pixels `data burned-in` found text, per outcome; None where no list lies beside.
     """
 
     name: str
     shards: ShardSet
     sources: Mapping[str, Mapping[str, str]]
     removed: Mapping[str, int] | None
-    burned_in: Mapping[str, int] | None
     fields: FieldCounts = field(default_factory=FieldCounts)
     groups: Counter[str] = field(default_factory=Counter)
     files: Counter[bytes] = field(default_factory=Counter)
@@ -114,7 +112,6 @@ def _part(folder: Path) -> Part:
             _beside(folder, "removed"),
             lambda line: f"{line['kind']} {'against another set' if line['against'] else 'within'}",
         ),
-        burned_in=_count_lines(_beside(folder, "burned_in"), lambda line: line["outcome"]),
     )
 
 

@@ -89,7 +89,7 @@ def test_the_card_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixtu
     assert "32 captions, 15 of them distinct; the most frequent stands 16 times." in card
     assert "Kinds: label 16, report 16." in card
     assert "png grey 16" in card
-    assert "Whether text in pixels was looked for is not known." in card
+    assert "Text in pixels was not looked for." in card
     assert "No list of `clip-med data dedup` lies beside test." in card
     assert "not a medical device" not in printed["caveats"]
     for caveat in (
