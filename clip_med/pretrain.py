@@ -21,7 +21,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.data.training_data import MixtureConfig, SourceConfig, TrainingData, open_training_data
 from clip_med.distributed import process_group, rank, world_size
 from clip_med.knowledge.augmentation import DescribeConfig, Describer
-from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.models.caption_lengths import report_caption_lengths
 from clip_med.models.compute import apply_compute
@@ -86,11 +86,8 @@ class PretrainConfig:
                 f"describe needs loader.positives: label, got {self.loader.positives}; two images of one class with "
                 f"different descriptions would count as negatives"
             )
-        if isinstance(self.loss, GroupPositivesConfig) and self.loader.positives != "label":
-            raise ValueError(
-                f"loss.kind group_positives needs loader.positives: label, got {self.loader.positives}: labels are the "
-                f"groups"
-            )
+        if isinstance(self.loss, GroupPositivesConfig | SoftTargetsConfig) and self.loader.positives != "label":
+            raise ValueError(f"loss.kind {self.loss.kind} needs loader.positives: label, got {self.loader.positives}")
         if self.prototypes and self.loader.positives != "label":
             raise ValueError(
                 f"prototypes needs loader.positives: label, got {self.loader.positives}: labels name classes"

@@ -7,7 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import Literal
 
-from clip_med.config import PositiveInt, config
+from clip_med.config import PositiveFloat, PositiveInt, config
 
 
 @config
@@ -52,6 +52,19 @@ class GroupPositivesConfig:
     path: Path | None = None
 
 
-LossConfig = InfoNCEConfig | SigmoidConfig | GroupPositivesConfig
+@config
+class SoftTargetsConfig:
+    """MedCLIP's loss: soft targets from products of label vectors. A rank holds its rows of logits.
 
-__all__ = ["GroupPositivesConfig", "InfoNCEConfig", "LossConfig", "SigmoidConfig"]
+    similarity: `dot` counts shared labels, as MedCLIP's code; `cosine` as its paper.
+    sharpness: what similarities are multiplied with before their softmax is the target; 1 in MedCLIP.
+    """
+
+    kind: Literal["soft_targets"] = "soft_targets"
+    similarity: Literal["dot", "cosine"] = "dot"
+    sharpness: PositiveFloat = 1.0
+
+
+LossConfig = InfoNCEConfig | SigmoidConfig | GroupPositivesConfig | SoftTargetsConfig
+
+__all__ = ["GroupPositivesConfig", "InfoNCEConfig", "LossConfig", "SigmoidConfig", "SoftTargetsConfig"]

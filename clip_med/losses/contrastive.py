@@ -10,10 +10,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from clip_med.distributed import gather, gather_with_gradient, rank
-from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig, SoftTargetsConfig
 from clip_med.losses.group_positives import Relatives, group_positives
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.sigmoid import sigmoid_loss
+from clip_med.losses.soft_targets import soft_target_loss
 from clip_med.losses.tiled_infonce import tiled_info_nce
 from clip_med.losses.tiled_sigmoid import tiled_sigmoid_loss
 
@@ -40,10 +41,15 @@ def build_loss(config: LossConfig, relatives: Relatives | None = None) -> Contra
             return partial(_tiled_sigmoid, config)
         case GroupPositivesConfig():
             return partial(_group_positives, relatives)
+        case SoftTargetsConfig():
+            return partial(_soft_targets, config)
 
 
 def chance_loss(config: LossConfig, global_batch: int) -> float | None:
-    """Loss of features that tell nothing apart: ln G for InfoNCE; None where it depends on bias (sigmoid) or groups.
+    """Loss of features that tell nothing apart: ln G for InfoNCE; None where it is not known or says little.
+
+    It depends on the bias for sigmoid, and on the groups for group positives; with soft targets it is ln G too, but the
+    least loss, the entropy of the targets, is close to it.
 
     Example:
         >>> round(chance_loss(InfoNCEConfig(), 128), 3)
@@ -143,6 +149,30 @@ def _group_positives(
         logit_scale.exp().reshape(()),
         gather(group_ids),
         relatives,
+    )
+
+
+def _soft_targets(
+    config: SoftTargetsConfig,
+    image_features: Float[Tensor, "b D"],
+    text_features: Float[Tensor, "b D"],
+    logit_scale: Float[Tensor, "*one"],
+    _logit_bias: Float[Tensor, "*one"] | None,
+    group_ids: Int64[Tensor, "b L"] | None,
+) -> Float[Tensor, ""]:
+    if group_ids is None:
+        raise ValueError("loss kind 'soft_targets' needs the group ids of the batch; got none")
+    return soft_target_loss(
+        image_features,
+        text_features,
+        logit_scale.exp().reshape(()),
+        group_ids,
+        all_image_features=gather_with_gradient(image_features),
+        all_text_features=gather_with_gradient(text_features),
+        all_group_ids=gather(group_ids),
+        row_offset=rank() * len(image_features),
+        similarity=config.similarity,
+        sharpness=config.sharpness,
     )
 
 

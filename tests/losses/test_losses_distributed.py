@@ -13,7 +13,7 @@ import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss
 from tests.losses.test_tiled_losses import LargestTensor
 
@@ -30,7 +30,7 @@ CONFIGS: list[LossConfig] = [
 ]
 CASES: dict[str, tuple[LossConfig, bool]] = {
     f"{config} {multi_positive}": (config, multi_positive) for config in CONFIGS for multi_positive in (False, True)
-} | {"groups": (GroupPositivesConfig(), True)}
+} | {"groups": (GroupPositivesConfig(), True), "soft": (SoftTargetsConfig(sharpness=3.0), True)}
 
 
 class Pair(nn.Module):
@@ -52,8 +52,12 @@ class Pair(nn.Module):
 
 
 def plain(config: LossConfig) -> LossConfig:
-    """The same loss without tiles and ring; group positives have neither."""
-    return config if isinstance(config, GroupPositivesConfig) else PLAIN[isinstance(config, SigmoidConfig)]
+    """The same loss without tiles and ring; group positives and soft targets have neither."""
+    return (
+        config
+        if isinstance(config, GroupPositivesConfig | SoftTargetsConfig)
+        else PLAIN[isinstance(config, SigmoidConfig)]
+    )
 
 
 def inputs(multi_positive: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -134,7 +138,7 @@ def test_ranks_compute_the_loss_and_gradients_of_one_process(size: int) -> None:
         mp.spawn(run_rank, (size, folder), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
         results = torch.load(Path(folder) / "results.pt", weights_only=True)
     assert set(results) == set(CASES)
-    assert len(CASES) == 21
+    assert len(CASES) == 22
     for name, (config, multi_positive) in CASES.items():
         # One process, the plain loss.
         module = Pair(plain(config))
