@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig
+from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss
 from clip_med.models.config import ResNetModel
 from clip_med.models.dual_encoder import DualEncoder
@@ -20,7 +20,10 @@ from clip_med.training.parallel import Towers
 from tests.training.steps import LOSSES as PAIRWISE
 from tests.training.steps import batch, gradients, tiny_encoder, tiny_step
 
-LOSSES: dict[str, tuple[LossConfig, bool]] = PAIRWISE | {"groups": (GroupPositivesConfig(), True)}
+LOSSES: dict[str, tuple[LossConfig, bool]] = PAIRWISE | {
+    "groups": (GroupPositivesConfig(), True),
+    "soft targets": (SoftTargetsConfig(), True),
+}
 CONFIG = TrainConfig(samples=8, batch_size=8)
 
 
