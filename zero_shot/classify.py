@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from zero_shot.intervals import bootstrap_mean, bootstrap_metrics
-from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc, macro_f1, top_k_accuracy
+from zero_shot.metrics import (
+    balanced_accuracy,
+    confusion_matrix,
+    macro_auroc,
+    macro_f1,
+    quadratic_kappa,
+    sensitivity_at_specificity,
+    top_k_accuracy,
+)
 from zero_shot.result import Result
 
 Ensemble = Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"]
@@ -80,29 +88,66 @@ def _means(prompts: Sequence[NDArray[np.float64]], weights: Sequence[Sequence[fl
 
 
 def classification_results(
-    scores: Floats, labels: NDArray[np.integer], *, groups: Sequence[Hashable] | None = None, seed: int = 0
+    scores: Floats,
+    labels: NDArray[np.integer],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    seed: int = 0,
+    ordinal: bool = False,
+    positive: int | None = None,
+    specificity: float = 0.9,
 ) -> list[Result]:
-    """Top-1 accuracy, balanced accuracy, macro F1 and macro AUROC with 95 % bootstrap intervals.
+    """Top-1 accuracy, balanced accuracy, macro F1 and macro AUROC with 95 % bootstrap intervals, and what was asked.
+
+    With more than five classes also top-5.
 
     Args:
         scores: [N, C]; labels: [N] class numbers; groups: [N] patients, drawn whole.
+        ordinal: the classes are grades in their order: also quadratic kappa.
+        positive: of two classes the one that is looked for: also its sensitivity at `specificity`, by the difference of
+            the two scores; the threshold is chosen anew on each drawn set.
 
     Raises:
-        ValueError: labels outside 0 .. C - 1, or no images.
+        ValueError: labels outside 0 .. C - 1, no images, or `positive` with other than two classes.
     """
     if len(labels) == 0:
         raise ValueError("no images to evaluate")
+    classes = scores.shape[1]
+    if positive is not None and (classes != 2 or positive not in (0, 1)):
+        raise ValueError(f"positive must be 0 or 1, of two classes; got {positive} of {classes}")
     predicted = scores.argmax(axis=1)
+    of_confusion: dict[str, Callable[[NDArray[np.int64]], float]] = {
+        "balanced accuracy": balanced_accuracy,
+        "macro F1": macro_f1,
+    }
+    if ordinal:
+        of_confusion["quadratic kappa"] = quadratic_kappa
+    names = [*of_confusion, "macro AUROC"]
+    if positive is not None:
+        names.append(sensitivity_name(specificity))
 
-    def of_set(rows: NDArray[np.int64]) -> tuple[float, float, float]:
-        confusion = confusion_matrix(predicted[rows], labels[rows], scores.shape[1])
-        return balanced_accuracy(confusion), macro_f1(confusion), macro_auroc(scores[rows], labels[rows])
+    def of_set(rows: NDArray[np.int64]) -> list[float]:
+        confusion = confusion_matrix(predicted[rows], labels[rows], classes)
+        values = [metric(confusion) for metric in of_confusion.values()]
+        values.append(macro_auroc(scores[rows], labels[rows]))
+        if positive is not None:
+            margin = scores[rows, positive] - scores[rows, 1 - positive]
+            values.append(sensitivity_at_specificity(margin, labels[rows] == positive, specificity))
+        return values
 
-    names = ("balanced accuracy", "macro F1", "macro AUROC")
     return [
-        bootstrap_mean(top_k_accuracy(scores, labels), name="top-1", groups=groups, seed=seed),
+        *(
+            bootstrap_mean(top_k_accuracy(scores, labels, k), name=f"top-{k}", groups=groups, seed=seed)
+            for k in (1, 5)
+            if k == 1 or classes > k
+        ),
         *bootstrap_metrics(of_set, names=names, n=len(labels), groups=groups, seed=seed),
     ]
 
 
-__all__ = ["Ensemble", "class_prototypes", "class_scores", "classification_results"]
+def sensitivity_name(specificity: float) -> str:
+    """`sensitivity at specificity 0.9`."""
+    return f"sensitivity at specificity {specificity:g}"
+
+
+__all__ = ["Ensemble", "class_prototypes", "class_scores", "classification_results", "sensitivity_name"]

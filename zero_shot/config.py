@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clip_med.config import NonNegativeInt, PositiveInt, config
+from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 
 
@@ -22,9 +22,25 @@ class ClassificationTask:
     prompts: ClassPrompts
     ensemble: Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"] = "embedding"
     """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
+    metric: Literal[
+        "top-1", "top-5", "balanced accuracy", "macro F1", "macro AUROC", "quadratic kappa", "sensitivity"
+    ] = "top-1"
+    """What this data set is judged by, declared before it is looked at: it stands first among the results."""
+    ordinal: bool = False
+    """The classes are grades in their order: quadratic kappa is reported too."""
+    positive: str | None = None
+    """Of two classes the one that is looked for: its sensitivity at `specificity` is reported too."""
+    specificity: Fraction = 0.9
 
     def __post_init__(self) -> None:
-        """Refuse a choice of one, and an ensemble that pairs prompts which have no partner."""
+        """Refuse a choice of one, an ensemble of prompts that have no partner, and metrics without sense."""
+        names = list(self.prompts.classes)
+        if self.positive is not None and (len(names) != 2 or self.positive not in names):
+            raise ValueError(f"positive must be one of two classes, got {self.positive!r} of {names}")
+        needs = {"quadratic kappa": self.ordinal, "sensitivity": self.positive is not None, "top-5": len(names) > 5}
+        if not needs.get(self.metric, True):
+            needed = {"quadratic kappa": "ordinal: true", "sensitivity": "positive", "top-5": "more than five classes"}
+            raise ValueError(f"metric {self.metric} needs {needed[self.metric]}")
         if len(self.prompts.classes) < 2:
             raise ValueError(f"prompts.classes must hold at least two classes, got {list(self.prompts.classes)}")
         counts = {label: len(texts) for label, texts in render_prompts(self.prompts).items()}

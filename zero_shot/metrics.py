@@ -61,6 +61,55 @@ def macro_f1(confusion: Ints) -> float:
     return float(scores.mean()) if used.any() else float("nan")
 
 
+def quadratic_kappa(confusion: Ints) -> float:
+    """Cohen's kappa with weights (i - j)^2, for classes that are grades in their order (Cohen 1968).
+
+    1 - sum w_ij O_ij / sum w_ij E_ij, E from the margins; NaN where truth and answers are one and the same class
+    throughout (no disagreement can be expected), or there are none.
+
+    Example:
+        >>> quadratic_kappa(np.array([[2, 0, 0], [0, 2, 0], [0, 1, 1]])).__round__(4)
+        0.8571
+    """
+    counts = confusion.astype(np.float64)
+    grades = np.arange(len(counts))
+    weights = (grades[:, None] - grades[None, :]) ** 2
+    expected = float((weights * np.outer(counts.sum(axis=1), counts.sum(axis=0))).sum())
+    if expected == 0:
+        return float("nan")
+    return 1.0 - float((weights * counts).sum()) * float(counts.sum()) / expected
+
+
+def sensitivity_at_specificity(scores: Floats, positive: NDArray[np.bool_], specificity: float) -> float:
+    """The best sensitivity of a rule "score at least t" whose specificity is at least this, on these very images.
+
+    No rule can tell equal scores apart: they are all called positive or all negative, and nothing is interpolated. The
+    rule that calls everything negative always qualifies. NaN where one of the two groups is empty.
+
+    Args:
+        scores: [N]; positive: [N].
+        specificity: 0 .. 1.
+
+    Raises:
+        ValueError: specificity out of range.
+
+    Example:
+        >>> sensitivity_at_specificity(np.array([0.1, 0.4, 0.4, 0.8]), np.array([False, False, True, True]), 0.9)
+        0.5
+    """
+    if not 0.0 <= specificity <= 1.0:
+        raise ValueError(f"specificity must lie in 0 .. 1, got {specificity}")
+    positives, negatives = int(positive.sum()), int((~positive).sum())
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    thresholds = np.append(np.unique(scores), np.inf)
+    false_alarms = negatives - np.searchsorted(np.sort(scores[~positive]), thresholds)
+    found = positives - np.searchsorted(np.sort(scores[positive]), thresholds)
+    # In whole images: 1 - 1 / 10 >= 0.9 must hold.
+    allowed = np.floor((1.0 - specificity) * negatives + 1e-9)
+    return float(found[false_alarms <= allowed].max() / positives)
+
+
 def auroc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     """Area under the ROC curve: P(score of a positive > of a negative) + half the probability of a tie.
 
@@ -155,6 +204,8 @@ __all__ = [
     "confusion_matrix",
     "macro_auroc",
     "macro_f1",
+    "quadratic_kappa",
     "recall_at_k",
+    "sensitivity_at_specificity",
     "top_k_accuracy",
 ]

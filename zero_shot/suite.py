@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -15,7 +17,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import image_features, text_features
-from zero_shot.classify import class_scores, classification_results
+from zero_shot.classify import class_scores, classification_results, sensitivity_name
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix, top_k_accuracy
@@ -71,6 +73,8 @@ class TaskReport:
     `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
     the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
     told by, in order; `ensemble`: how they became one score. `searches`: some texts of retrieval with what they find.
+    `prompts_sha256` and `split_sha256` are digests of those texts (of retrieval, the captions) and of what was asked of
+    which samples: results of one digest each were measured on the same.
     """
 
     name: str
@@ -87,6 +91,8 @@ class TaskReport:
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ensemble: str | None = None
     searches: tuple[Search, ...] = ()
+    prompts_sha256: str = ""
+    split_sha256: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
@@ -278,7 +284,7 @@ def _classify(
             name=task.name,
             kind=task.kind,
             n=len(samples),
-            results=tuple(classification_results(scores, truth, groups=groups, seed=config.seed)),
+            results=_results(task, scores, truth, groups, config.seed),
             examples=_examples(
                 part,
                 [classes[c] for c in truth],
@@ -294,6 +300,8 @@ def _classify(
             majority=float(confusion.sum(axis=1).max() / len(samples)),
             prompts=prompts,
             ensemble=task.ensemble,
+            prompts_sha256=_digest(prompts),
+            split_sha256=_digest([[sample.key, classes[c]] for sample, c in zip(samples, truth, strict=True)]),
         ),
         top_k_accuracy(scores, truth),
         Scored(
@@ -306,6 +314,23 @@ def _classify(
             shares=shares,
         ),
     )
+
+
+def _results(
+    task: ClassificationTask, scores: NDArray[np.float64], truth: NDArray[np.int64], groups: list[str], seed: int
+) -> tuple[Result, ...]:
+    """The metrics of a task, its declared one first."""
+    found = classification_results(
+        scores,
+        truth,
+        groups=groups,
+        seed=seed,
+        ordinal=task.ordinal,
+        positive=None if task.positive is None else list(task.prompts.classes).index(task.positive),
+        specificity=task.specificity,
+    )
+    declared = sensitivity_name(task.specificity) if task.metric == "sensitivity" else task.metric
+    return tuple(sorted(found, key=lambda result: result.name != declared))
 
 
 def _retrieve(
@@ -374,6 +399,8 @@ def _retrieve(
         kinds={name: results(images) for name, images in by_kind.items()},
         # Spread evenly over the texts: not picked by how they look.
         searches=tuple(search(i * len(texts) // _SEARCHES) for i in range(min(_SEARCHES, len(texts)))),
+        prompts_sha256=_digest(rows.wording),
+        split_sha256=_digest([[sample.key, list(sample.captions)] for sample in samples]),
     )
 
 
@@ -396,6 +423,11 @@ def _examples(
         )
         for row in chosen
     )
+
+
+def _digest(value: object) -> str:
+    """SHA-256 of plain values as JSON; the order of classes and samples counts."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
 
 def _best(scores: NDArray[np.floating], count: int = _ANSWERS) -> list[int]:

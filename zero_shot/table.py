@@ -14,12 +14,14 @@ def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
     tables: list[tuple[str, list[list[str]]]] = []
     classification = [task for task in evaluation.tasks if task.kind == "classification"]
     if classification:
-        header = ["task", "images", "classes", "chance", *(r.name for r in classification[0].results)]
-        lines = [header, *(_classification(task) for task in classification)]
+        # The columns of all: a task has no cell where a metric makes no sense for it, as top-5 of three classes.
+        names = list(dict.fromkeys(r.name for task in classification for r in task.results))
+        names.sort(key=lambda name: name != "top-1")
+        lines = [["task", "images", "classes", "chance", *names], *(_classification(t, names) for t in classification)]
         if evaluation.mean_top1 is not None and len(classification) > 1:
             mean = evaluation.mean_top1
             line = ["unweighted mean", f"{mean.n:,}", "", "", cell(mean)]
-            lines.append(line + [""] * (len(header) - len(line)))
+            lines.append(line + [""] * (len(lines[0]) - len(line)))
         tables.append(("Zero-shot classification", lines))
     # One table for the tasks that share their columns.
     retrieval: dict[tuple[str, ...], list[list[str]]] = {}
@@ -69,9 +71,14 @@ def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
-def _classification(task: TaskReport) -> list[str]:
+def _classification(task: TaskReport, names: Sequence[str]) -> list[str]:
+    """A task's line; a declared metric other than top-1 is marked."""
     chance = f"{task.chance:.3f}" if task.chance is not None else ""
-    return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *(cell(result) for result in task.results)]
+    cells = {result.name: cell(result) for result in task.results}
+    declared = task.results[0].name
+    if declared != "top-1":
+        cells[declared] += " *"
+    return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *(cells.get(name, "") for name in names)]
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:

@@ -68,3 +68,12 @@ def test_classification_results() -> None:
         assert result.n == 120
     with pytest.raises(ValueError, match="no images"):
         classification_results(np.zeros((0, 3)), np.zeros(0, dtype=np.int64))
+
+
+def test_more_than_five_classes_have_a_top_5() -> None:
+    rng = np.random.default_rng(1)
+    scores, labels = rng.normal(size=(60, 7)), rng.integers(0, 7, 60)
+    found = {result.name: result.value for result in classification_results(scores, labels)}
+    assert found["top-5"] == pytest.approx(sk.top_k_accuracy_score(labels, scores, k=5), abs=1e-12)
+    with pytest.raises(ValueError, match="of two classes; got 1 of 7"):
+        classification_results(scores, labels, positive=1)

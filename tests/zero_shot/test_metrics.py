@@ -16,7 +16,9 @@ from zero_shot.metrics import (
     confusion_matrix,
     macro_auroc,
     macro_f1,
+    quadratic_kappa,
     recall_at_k,
+    sensitivity_at_specificity,
     top_k_accuracy,
 )
 
@@ -107,3 +109,42 @@ def test_bad_input_is_named() -> None:
         recall_at_k(none, one, none, 1)
     with pytest.raises(ValueError, match="k must be at least 1"):
         recall_at_k(none, one, one, 0)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=12))
+def test_quadratic_kappa_matches_scikit_learn(pairs: list[tuple[int, int]]) -> None:
+    truth, answer = (np.array(column) for column in zip(*pairs, strict=True))
+    got = quadratic_kappa(confusion_matrix(answer, truth, 4))
+    if len({*truth.tolist(), *answer.tolist()}) == 1:
+        assert np.isnan(got)
+    else:
+        expected = sk.cohen_kappa_score(truth, answer, labels=range(4), weights="quadratic")
+        assert got == pytest.approx(expected, abs=1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([-1.0, 0.0, 0.25, 3.0]), st.booleans()), min_size=2, max_size=12),
+    st.sampled_from([0.0, 0.5, 0.75, 0.9, 1.0]),
+)
+def test_sensitivity_at_specificity_is_the_best_of_all_rules(
+    pairs: list[tuple[float, bool]], specificity: float
+) -> None:
+    scores, positive = np.array([s for s, _ in pairs]), np.array([p for _, p in pairs])
+    got = sensitivity_at_specificity(scores, positive, specificity)
+    if positive.all() or not positive.any():
+        assert np.isnan(got)
+        return
+    rules = [scores >= t for t in (*scores, np.inf)]
+    allowed = [rule[positive].mean() for rule in rules if 1 - rule[~positive].mean() >= specificity - 1e-12]
+    assert got == pytest.approx(max(allowed), abs=1e-12)
+
+
+def test_a_specificity_that_whole_images_reach_exactly_is_reached() -> None:
+    scores, positive = np.arange(20.0), np.arange(20) >= 10
+    scores[9] = 12.5  # one false alarm of ten, above three positives
+    assert sensitivity_at_specificity(scores, positive, 0.9) == 1.0
+    assert sensitivity_at_specificity(scores, positive, 0.91) == 0.7
+    with pytest.raises(ValueError, match=r"0 \.\. 1, got 90\.0"):
+        sensitivity_at_specificity(scores, positive, 90.0)

@@ -319,3 +319,48 @@ def test_configurations_that_cannot_be_evaluated_are_refused() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             validate(EvalConfig, {"tasks": tasks})
+
+
+def test_what_a_task_declares_stands_first_and_is_marked_in_the_table(shards: Path) -> None:
+    grades = classification(shards, ordinal=True, metric="quadratic kappa")
+    done = evaluate(perfect(), EvalConfig(tasks=(grades, classification(shards, "plain"))))
+    names = [result.name for result in done.tasks[0].results]
+    assert names == ["quadratic kappa", "top-1", "balanced accuracy", "macro F1", "macro AUROC"]
+    assert values(done.tasks[0])["quadratic kappa"] == 1.0
+    header, *lines = plain(done).split("\n")[1:4]
+    at = header.index("quadratic kappa")
+    assert [line[at : at + 24].strip() for line in lines] == ["1.000 [1.000, 1.000] *", ""]
+    assert header.index("top-1") < at
+
+
+def test_sensitivity_of_the_class_that_is_looked_for(tmp_path: Path) -> None:
+    shards = write_labelled(tmp_path / "two", {i: {"labels": (CLASSES[i % 2],)} for i in range(24)})
+    prompts = ClassPrompts(classes={name: (name,) for name in CLASSES[:2]})
+    task = classification(shards, prompts=prompts, positive=CLASSES[1], metric="sensitivity", specificity=0.8)
+    found = evaluate(constant(), EvalConfig(tasks=(task,))).tasks[0].results[0]
+    # Equal scores throughout: only the rule that calls nobody positive is specific enough.
+    assert (found.name, found.value) == ("sensitivity at specificity 0.8", 0.0)
+
+
+def test_digests_tell_prompts_and_splits_apart(shards: Path, tmp_path: Path) -> None:
+    other = write_labelled(tmp_path / "other", {0: {"labels": (CLASSES[1],)}})
+    words = ClassPrompts(classes=PROMPTS.classes, templates=("{}", "A picture of {}."))
+    tasks = [classification(shards, "a"), classification(shards, "b", prompts=words), classification(other, "c")]
+    first, prompts, split = evaluate(perfect(), EvalConfig(tasks=tuple(tasks))).tasks
+    assert len(first.prompts_sha256) == len(first.split_sha256) == 64
+    assert (prompts.prompts_sha256 == first.prompts_sha256, prompts.split_sha256 == first.split_sha256) == (False, True)
+    assert (split.prompts_sha256 == first.prompts_sha256, split.split_sha256 == first.split_sha256) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metric": "quadratic kappa"}, "metric quadratic kappa needs ordinal: true"),
+        ({"metric": "sensitivity"}, "metric sensitivity needs positive"),
+        ({"metric": "top-5"}, "metric top-5 needs more than five classes"),
+        ({"positive": CLASSES[0]}, "positive must be one of two classes"),
+    ],
+)
+def test_a_metric_that_makes_no_sense_is_refused(shards: Path, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        classification(shards, **fields)
