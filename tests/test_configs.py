@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from clip_med.cli import build_parser
 from clip_med.commands.config import config_class
 from clip_med.config import configs_root, load_config
 from clip_med.models.config import TwoTowerModel
@@ -15,14 +18,18 @@ from clip_med.prompt_learning.tune_config import TuneConfig
 from clip_med.training.knowledge_text import KnowledgeTextConfig
 from clip_med.training.optim import learning_rate
 from slurm.job import JobSpec
-from zero_shot.config import EvalConfig
+from tests.tiny_run import TINY
+from zero_shot.config import ClassificationTask, EvalConfig
+from zero_shot.suite import evaluate
 
 SHIPPED = sorted(configs_root().rglob("*.yaml"))
 
 
 def test_the_number_of_configurations_is_known() -> None:
     assert [str(path.relative_to(configs_root())) for path in SHIPPED] == [
+        "eval/biomedcoop11.yaml",
         "eval/corpus.yaml",
+        "eval/medmnist.yaml",
         "knowledge/minilm.yaml",
         "pretrain/corpus_devide.yaml",
         "pretrain/corpus_flair.yaml",
@@ -72,3 +79,26 @@ def test_the_corpus_model_builds(shared_models: Path, minilm: Path) -> None:
 
     encoder = build_model(dataclasses.replace(config, image=dataclasses.replace(config.image, weights=weights)))
     assert encoder.preprocess.mean == (0.498, 0.498, 0.498)
+
+
+@pytest.mark.parametrize("name", ["biomedcoop11", "medmnist"])
+def test_the_lines_above_its_tasks_make_the_shards_of_a_public_suite(name: str) -> None:
+    path = configs_root() / f"eval/{name}.yaml"
+    config = load_config(EvalConfig, path)
+    lines = re.findall(
+        r"  # (?:[\d,]+ test images: )?(clip-med data .*\n(?:  #   .*\n)*)  - kind", path.read_text("utf-8")
+    )
+    assert len(lines) == len(config.tasks) == 11
+    for line, task in zip(lines, config.tasks, strict=True):
+        options = build_parser().parse_args(shlex.split(line.replace("\n  #", ""))[1:])
+        assert task.shards == f"{options.out}/test"
+        assert options.dataset == task.name
+        assert isinstance(task, ClassificationTask)
+        if name == "medmnist":
+            assert list(task.prompts.classes) == options.classes
+
+
+def test_a_public_suite_without_its_shards_names_what_is_missing(tmp_path: Path) -> None:
+    config = load_config(EvalConfig, configs_root() / "eval/medmnist.yaml")
+    with pytest.raises(ValueError, match="shards/pathmnist/test: no such directory"):
+        evaluate(build_model(TINY), config)
