@@ -6,7 +6,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
@@ -238,7 +238,11 @@ class Plan:
         seen: set[int] = set()
         for record in self._source.records():
             if isinstance(record, Rejection):
-                yield record
+                yield replace(record, path=_printable(record.path), detail=_printable(record.detail))
+                continue
+            if _printable(record.path) != record.path:
+                # The names of files are bytes; hashes, JSON and terminals take text.
+                yield Rejection(row=record.row, path=_printable(record.path), reason="name is not UTF-8")
                 continue
             dataset = self._settings.dataset or record.dataset or self._source.name
             key = keyed_hash(self._secret, "key", dataset, record.identity)
@@ -336,6 +340,11 @@ class StoredPlan:
 def _task_of(fields: dict[str, Any]) -> Task:
     lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
     return Task(**{**fields, **lists})
+
+
+def _printable(text: str) -> str:
+    """The text with bytes that are not UTF-8 written out."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def expanded_labels(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Final
 
 from clip_med.config import config_hash, to_plain
-from clip_med.data.sample import Sample, keyed_hash
-from clip_med.data.shard_index import write_atomically
-from clip_med.data.shard_writer import ShardWriter
+from clip_med.data.sample import keyed_hash
+from clip_med.data.shard_writer import ShardWriter, finished_shards
 from clip_med.data.shards import ShardSet
 from data_prep.captions import TEMPLATES, Templates, read_templates
 from data_prep.census import Census
 from data_prep.claim import claim_folder
 from data_prep.opening import Opener
 from data_prep.record import Plan, Rejection, ShardSettings, Source, StoredPlan, Task
+from data_prep.rejections import REJECTED_FILE, read_rejections, write_rejections
+from data_prep.resume import continued
 from data_prep.secret_file import read_secret
 from data_prep.splits import SplitPlan, plan_splits
 
-REJECTED_FILE: Final = "rejected.jsonl"
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
 VERSION: Final = 2
 
@@ -67,7 +67,7 @@ def source_to_shards(
     """Write `out/SPLIT/` for every split of a source, and `out/rejected.jsonl` with what is in none.
 
     Samples keep the order of the source. Interrupting and repeating is safe: splits that are complete stay as they are,
-    the others are written anew, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
+    the others go on after their last full shard, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
     must not lie inside `out`: who has it can try which patient stands behind a hash.
 
     Args:
@@ -95,7 +95,7 @@ def source_to_shards(
         _claim(out, digest, source, templates, secret)
         progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
         kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
-        rejections = census.rejections + [rejection for rejection in _read_rejections(out) if rejection.split in kept]
+        rejections = census.rejections + [rejection for rejection in read_rejections(out) if rejection.split in kept]
         opener = stack.enter_context(Opener(source, workers=workers))
         if strict:
             _refuse_if_any(source, out, plan, census, kept, rejections, opener, progress)
@@ -103,13 +103,11 @@ def source_to_shards(
             if split in kept:
                 progress.add(rows)
                 continue
-            tasks = (task for task in plan if isinstance(task, Task) and task.split == split)
-            results = opener.open(tasks)
-            lost = _write_split(out, split, results, census, source.settings, rejections, progress)
+            lost = _write_split(out, split, plan, opener, census, source.settings, rejections, progress)
             if strict and lost:
                 raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
             rejections += lost
-    _write_rejections(out, rejections)
+    write_rejections(out, rejections)
     return _report(out, census, rejections, kept, secret_file)
 
 
@@ -131,7 +129,7 @@ def _refuse_if_any(
             rejections.append(result)
         progress.add(1)
     if rejections:
-        _write_rejections(out, rejections)
+        write_rejections(out, rejections)
         rejections.sort(key=lambda rejection: rejection.row)
         raise RejectedRowError(
             f"{source.name}: {len(rejections)} of {census.rows} rows cannot be used (--strict); they are listed in "
@@ -142,21 +140,36 @@ def _refuse_if_any(
 def _write_split(
     out: Path,
     split: str,
-    results: Iterator[Sample | Rejection],
+    plan: SplitPlan,
+    opener: Opener,
     census: Census,
     settings: ShardSettings,
     earlier: list[Rejection],
     progress: _Progress,
 ) -> list[Rejection]:
     """Write one split and return the rows that its images cost; without a single good image nothing is committed."""
-    rejections: list[Rejection] = []
+
+    def tasks() -> Iterator[Task]:
+        return (task for task in plan if isinstance(task, Task) and task.split == split)
+
     sources = {
         dataset: {"licence": "; ".join(sorted(found)) or "not stated", "captions": _said(settings.scrub)}
         for dataset, found in sorted(census.licences[split].items())
     }
-    written = 0
-    with _uncommitted_if_empty(out / split, settings.samples_per_shard, sources) as writer:
-        for result in results:
+    finished = finished_shards(out / split, settings.samples_per_shard)
+    known = continued(tasks(), finished, opener) if finished else None
+    if known is None:
+        finished = []
+    rejections, rest = known or ([], tasks())
+    written = sum(len(index.samples) for index in finished)
+    progress.add(written + len(rejections))
+    with (
+        _uncommitted_if_empty(out / split),
+        ShardWriter(
+            out / split, samples_per_shard=settings.samples_per_shard, sources=sources, keep=finished
+        ) as writer,
+    ):
+        for result in opener.open(rest):
             if isinstance(result, Rejection):
                 rejections.append(result)
             else:
@@ -164,7 +177,7 @@ def _write_split(
                 written += 1
             progress.add(1)
         # Before the commit marker: the list of a split that is complete is complete too.
-        _write_rejections(out, [*earlier, *rejections])
+        write_rejections(out, [*earlier, *rejections])
         if not written:
             raise _NothingWrittenError
     return rejections
@@ -179,12 +192,9 @@ class _NothingWrittenError(Exception):
 
 
 @contextlib.contextmanager
-def _uncommitted_if_empty(
-    directory: Path, samples_per_shard: int, sources: Mapping[str, Mapping[str, str]]
-) -> Iterator[ShardWriter]:
+def _uncommitted_if_empty(directory: Path) -> Iterator[None]:
     try:
-        with ShardWriter(directory, samples_per_shard=samples_per_shard, sources=sources) as writer:
-            yield writer
+        yield
     except _NothingWrittenError:
         with contextlib.suppress(OSError):  # somebody else's files are in it
             directory.rmdir()
@@ -234,20 +244,6 @@ def _report(
     return report
 
 
-def _write_rejections(out: Path, rejections: list[Rejection]) -> None:
-    lines = [vars(rejection) for rejection in sorted(rejections, key=lambda rejection: rejection.row)]
-    write_atomically(out / REJECTED_FILE, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _read_rejections(out: Path) -> list[Rejection]:
-    file = out / REJECTED_FILE
-    if not file.exists():
-        return []
-    # Not str.splitlines, which also cuts at the odd line breaks that a path may hold.
-    with file.open(encoding="utf-8") as lines:
-        return [Rejection(**json.loads(line)) for line in lines]
-
-
 class _Progress:
     """Counts images and passes the count on."""
 
@@ -260,4 +256,4 @@ class _Progress:
             self._on_progress(self._done, self._total)
 
 
-__all__ = ["RejectedRowError", "WriteReport", "source_to_shards"]
+__all__ = ["REJECTED_FILE", "RejectedRowError", "WriteReport", "source_to_shards"]

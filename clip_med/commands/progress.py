@@ -74,13 +74,23 @@ class ItemDisplay:
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console
-        from rich.progress import Progress, TaskID
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
         console = Console(stderr=True)
         self._plain = not quiet and not console.is_terminal
         self._last_line = time.monotonic()
-        self._bar = Progress(console=console, transient=True, disable=quiet or not console.is_terminal)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=quiet or not console.is_terminal,
+        )
         self._tasks: dict[str, TaskID] = {}
+        self._began: dict[str, tuple[float, int]] = {}
 
     def __enter__(self) -> ItemDisplay:
         self._bar.start()
@@ -93,12 +103,28 @@ class ItemDisplay:
 
     def on_item(self, name: str, done: int, total: int) -> None:
         """Of the work `name`, `done` of `total` items are finished."""
+        now = time.monotonic()
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total)
-        self._bar.update(self._tasks[name], completed=done, total=total)
-        if self._plain and time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
-            print(f"{name} {done:,}/{total:,}", file=sys.stderr, flush=True)
-            self._last_line = time.monotonic()
+            self._tasks[name] = self._bar.add_task(name, total=total, rate="")
+            # What an earlier run has done comes at once and says nothing of the rate.
+            self._began[name] = (now, done)
+        seconds, count = now - self._began[name][0], done - self._began[name][1]
+        rate = count / seconds if seconds > 0 else 0.0
+        self._bar.update(self._tasks[name], completed=done, total=total, rate=f"{rate:,.0f}/s")
+        if self._plain and now - self._last_line >= _SECONDS_BETWEEN_LINES:
+            left = f", {_time(round((total - done) / rate))} left" if rate else ""
+            print(f"{name} {done:,}/{total:,}, {rate:,.0f}/s{left}", file=sys.stderr, flush=True)
+            self._last_line = now
+
+
+def _time(seconds: int) -> str:
+    """Hours, minutes and seconds.
+
+    Example:
+        >>> _time(3725)
+        '1:02:05'
+    """
+    return f"{seconds // 3600}:{seconds % 3600 // 60:02d}:{seconds % 60:02d}"
 
 
 __all__ = ["ItemDisplay", "TrainDisplay"]

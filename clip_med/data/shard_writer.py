@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 from clip_med.data.counts import FieldCounts
 from clip_med.data.dataset_file import write_dataset
 from clip_med.data.sample import Sample
-from clip_med.data.shard_index import ShardError, ShardIndex, index_shard
+from clip_med.data.shard_index import ShardError, ShardIndex, index_path, index_shard
+from clip_med.data.shards import ShardSet
 
 
 class ShardWriter:
@@ -24,6 +26,7 @@ class ShardWriter:
         directory: created if needed.
         samples_per_shard: 1 or more.
         sources: per source name a mapping such as {"licence": "CC BY 4.0"}, kept in `dataset.json`.
+        keep: shards of an interrupted write, from `finished_shards`; what is added follows them.
 
     Raises:
         ShardError: the directory holds a complete shard set, or a key is added twice.
@@ -35,20 +38,27 @@ class ShardWriter:
         *,
         samples_per_shard: int = 1000,
         sources: Mapping[str, Mapping[str, str]] | None = None,
+        keep: Sequence[ShardIndex] = (),
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
         if (directory / "dataset.json").exists():
             raise ShardError(f"{directory}: holds a complete shard set; choose another folder or remove it")
         directory.mkdir(parents=True, exist_ok=True)
+        kept = {path for index in keep for path in (directory / index.name, index_path(directory / index.name))}
         for leftover in [*directory.glob("*.tar"), *directory.glob("*.tar.idx.json"), *directory.glob("*.tmp-*")]:
-            leftover.unlink()
+            if leftover not in kept:
+                leftover.unlink()
         self.directory = directory
         self.samples_per_shard = samples_per_shard
         self._sources = {name: dict(value) for name, value in (sources or {}).items()}
-        self._keys: set[str] = set()
+        self._keys = {entry.key for index in keep for entry in index.samples}
         self._counts = FieldCounts()
-        self._indexes: list[ShardIndex] = []
+        self._indexes = list(keep)
+        for index in keep:
+            shards = ShardSet.open(directory / index.name)
+            for number in range(len(shards)):
+                self._counts.add(shards.metadata(number))
         self._tar: Any = None
         self._in_shard = 0
 
@@ -113,4 +123,21 @@ class ShardWriter:
         self._indexes.append(index_shard(final))
 
 
-__all__ = ["ShardWriter"]
+def finished_shards(directory: Path, samples_per_shard: int) -> list[ShardIndex]:
+    """The leading full shards that an interrupted write has left, each checked against its digest; none if complete."""
+    found: list[ShardIndex] = []
+    while not (directory / "dataset.json").exists():
+        tar = directory / f"{len(found):06d}.tar"
+        try:
+            index = ShardIndex.from_json(index_path(tar).read_bytes(), str(tar))
+            with tar.open("rb") as file:
+                intact = hashlib.file_digest(file, "sha256").hexdigest() == index.sha256
+        except (FileNotFoundError, ShardError):
+            break
+        if not intact or len(index.samples) != samples_per_shard:
+            break
+        found.append(index)
+    return found
+
+
+__all__ = ["ShardWriter", "finished_shards"]
