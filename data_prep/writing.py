@@ -67,8 +67,8 @@ def source_to_shards(
     """Write `out/SPLIT/` for every split of a source, and `out/rejected.jsonl` with what is in none.
 
     Samples keep the order of the source. Interrupting and repeating is safe: splits that are complete stay as they are,
-    the others go on after their last full shard, with equal bytes. Keys, groups and studies are hashes keyed with the secret, which
-    must not lie inside `out`: who has it can try which patient stands behind a hash.
+    the others go on after their last full shard, with equal bytes. Keys, groups and studies are hashes keyed with the
+    secret, which must not lie inside `out`: who has it can try which patient stands behind a hash.
 
     Args:
         secret_file: created with random content if absent; default: beside `out`, with `.secret` added to its name.
