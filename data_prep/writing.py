@@ -162,7 +162,8 @@ def _write_split(
         finished = []
     rejections, rest = known or ([], tasks())
     written = sum(len(index.samples) for index in finished)
-    progress.add(written + len(rejections))
+    if finished:
+        progress.add(written + len(rejections))
     with (
         _uncommitted_if_empty(out / split),
         ShardWriter(
