@@ -154,10 +154,12 @@ def _write_files(
     if rank() == 0:
         save_folder(encoder, temporary / "model", tensors=snapshot.model, described_as=directory / "model")
         (temporary / "state.json").write_text(snapshot.document, encoding="utf-8")
+    # The others list `state` alone: rank 0 renames the model's folder meanwhile, and what has gone cannot be listed.
+    written = temporary if rank() == 0 else temporary / "state"
     files = sorted(
         path
-        for path in temporary.rglob("*")
-        if path.is_file() and (Part.is_of(path, rank()) if path.parent.name == "state" else rank() == 0)
+        for path in written.rglob("*")
+        if path.is_file() and (path.parent.name != "state" or Part.is_of(path, rank()))
     )
     for path in files:
         _flush(path)

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from clip_med.models.folder import build_model
 from clip_med.pretrain import pretrain
+from clip_med.training import checkpoint
 from clip_med.training.checkpoint import CheckpointError, SaveError, newest_intact, sorted_checkpoints
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.trainer import StepReport
-from tests.tiny_run import final_tensors, tiny_config
+from tests.tiny_run import TINY, final_tensors, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -100,8 +103,8 @@ def test_too_many_failed_saves_stop_the_run(shards: Path, tmp_path: Path, monkey
 
 def test_a_checkpoint_with_a_pickle_is_refused_by_name(shards: Path, tmp_path: Path) -> None:
     pretrain(tiny_config(shards), tmp_path / "run")
-    for checkpoint in sorted_checkpoints(tmp_path / "run/checkpoints"):
-        (checkpoint / "state/.metadata").write_bytes(pickle.dumps(Path("x")))
+    for folder in sorted_checkpoints(tmp_path / "run/checkpoints"):
+        (folder / "state/.metadata").write_bytes(pickle.dumps(Path("x")))
     with pytest.raises(CheckpointError, match=r"none of 2 .*\.metadata: a pickle"):
         pretrain(tiny_config(shards), tmp_path / "run")
 
@@ -117,3 +120,22 @@ def test_files_of_two_checkpoints_and_a_renamed_one_are_found(shards: Path, tmp_
     assert newest_intact(tmp_path / "run/checkpoints") == newer
     newer.rename(newer.with_name("step_00000099"))
     assert newest_intact(tmp_path / "run/checkpoints") == older
+
+
+def test_other_ranks_do_not_list_the_folders_that_the_first_renames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 renames the model's folder when it is whole; a rank that was listing it then lost its save."""
+    encoder = build_model(TINY)
+    snapshot = checkpoint.take_snapshot(encoder, torch.optim.AdamW(encoder.parameters()), {"step": 1})
+    original, listed = Path.rglob, list[str]()
+
+    def rglob(self: Path, pattern: str) -> Iterator[Path]:
+        listed.append(self.name)
+        return original(self, pattern)
+
+    (tmp_path / "state").mkdir()
+    monkeypatch.setattr(checkpoint, "rank", lambda: 1)
+    monkeypatch.setattr(Path, "rglob", rglob)
+    checkpoint._write_files(tmp_path, tmp_path, encoder, snapshot)
+    assert listed == ["state"]
