@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from clip_med.losses.group_terms import against_negatives, least_alike, members, over_rows
+
 
 def adasp(
     features: Float[Tensor, "N D"],
@@ -34,31 +36,19 @@ def adasp(
         >>> round(adasp(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), 4.0).item(), 4)
         0.1982
     """
-    ordered = groups.sort().values
-    first = torch.ones_like(ordered, dtype=torch.bool)
-    first[1:] = ordered[1:] != ordered[:-1]
-    ids = ordered[first]
-    if len(ids) < 2:
-        raise ValueError("the batch holds one group of texts; two or more are needed")
     same = groups[:, None] == groups[None, :]
-    member = ids[:, None] == groups[None, :]
+    member = members(same)
+    if len(member) < 2:
+        raise ValueError("the batch holds one group of texts; two or more are needed")
     logits = scale * features @ features.T
-    away = (-logits).masked_fill(~same, float("-inf")).logsumexp(1)
-    hardest = -_over_rows(away, member)
-    easiest = _over_rows(-away, member)
+    away = least_alike(logits, same)
+    hardest = -over_rows(away, member)
+    easiest = over_rows(-away, member)
     with torch.no_grad():
         h, e = hardest / scale, easiest / scale
         weight = torch.where(h > 0, 2 * h * e / (h + e), 0.0)
     positive = weight * hardest + (1 - weight) * easiest
-    left_out = same if ignored is None else same | ignored
-    # Each row carries its share of the group's positive: a row whose others are all ignored has a finite sum too.
-    share = (positive - member.sum(1).to(positive.dtype).log())[torch.searchsorted(ids, groups)]
-    every = torch.cat([share[:, None], logits.masked_fill(left_out, float("-inf"))], dim=1).logsumexp(1)
-    return (_over_rows(every, member) - positive).mean()
-
-
-def _over_rows(values: Float[Tensor, " N"], member: Bool[Tensor, "G N"]) -> Float[Tensor, " G"]:
-    return values[None, :].masked_fill(~member, float("-inf")).logsumexp(1)
+    return against_negatives(positive, logits, same if ignored is None else same | ignored, member)
 
 
 __all__ = ["adasp"]

@@ -141,13 +141,12 @@ def _group_positives(
     _logit_bias: Float[Tensor, "*one"] | None,
     group_ids: Int64[Tensor, "b L"] | None,
 ) -> Float[Tensor, ""]:
-    if group_ids is None:
-        raise ValueError("loss kind 'group_positives' needs the group ids of the batch; got none")
+    ids = _needed(group_ids, "group_positives")
     return group_positives(
         gather_with_gradient(image_features),
         gather_with_gradient(text_features),
         logit_scale.exp().reshape(()),
-        gather(group_ids),
+        gather(ids),
         relatives,
     )
 
@@ -160,20 +159,25 @@ def _soft_targets(
     _logit_bias: Float[Tensor, "*one"] | None,
     group_ids: Int64[Tensor, "b L"] | None,
 ) -> Float[Tensor, ""]:
-    if group_ids is None:
-        raise ValueError("loss kind 'soft_targets' needs the group ids of the batch; got none")
+    ids = _needed(group_ids, "soft_targets")
     return soft_target_loss(
         image_features,
         text_features,
         logit_scale.exp().reshape(()),
-        group_ids,
+        ids,
         all_image_features=gather_with_gradient(image_features),
         all_text_features=gather_with_gradient(text_features),
-        all_group_ids=gather(group_ids),
+        all_group_ids=gather(ids),
         row_offset=rank() * len(image_features),
         similarity=config.similarity,
         sharpness=config.sharpness,
     )
+
+
+def _needed(group_ids: Int64[Tensor, "b L"] | None, kind: str) -> Int64[Tensor, "b L"]:
+    if group_ids is None:
+        raise ValueError(f"loss kind {kind!r} needs the group ids of the batch; got none")
+    return group_ids
 
 
 def _bias(logit_bias: Float[Tensor, "*one"] | None) -> Float[Tensor, ""]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from clip_med.losses.group_terms import against_negatives, least_alike, members, over_rows
 from clip_med.losses.positives import positive_pairs
 
 
@@ -70,8 +71,7 @@ def group_positives(
     no_negative = same | positive_pairs(group_ids, group_ids)
     if relatives is not None:
         no_negative |= relatives.pairs(groups)
-    # One row for each group: that of its first member.
-    member = same[same.to(torch.uint8).argmax(1) == torch.arange(len(groups), device=groups.device)]
+    member = members(same)
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     with torch.autocast(image_features.device.type, enabled=False):
         logits = (logit_scale.to(dtype) * image_features.to(dtype)) @ text_features.to(dtype).T
@@ -90,16 +90,8 @@ def _one_way(
     no_negative: Bool[Tensor, "G G"],
     member: Bool[Tensor, "K G"],
 ) -> Float[Tensor, ""]:
-    away = (-logits).masked_fill(~same, float("-inf")).logsumexp(1)
-    positive = _over_rows(-away, member)
-    # Each row carries its share of the group's positive: a row that has no negative has a finite sum too.
-    share = (positive - member.sum(1).to(logits.dtype).log())[member.to(torch.uint8).argmax(0)]
-    every = torch.cat([share[:, None], logits.masked_fill(no_negative, float("-inf"))], dim=1).logsumexp(1)
-    return (_over_rows(every, member) - positive).mean()
-
-
-def _over_rows(values: Float[Tensor, " G"], member: Bool[Tensor, "K G"]) -> Float[Tensor, " K"]:
-    return values[None, :].masked_fill(~member, float("-inf")).logsumexp(1)
+    positive = over_rows(-least_alike(logits, same), member)
+    return against_negatives(positive, logits, no_negative, member)
 
 
 __all__ = ["Relatives", "group_positives"]
