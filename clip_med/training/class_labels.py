@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from clip_med.data.batch import Batch, text_id
 from clip_med.data.sample import Sample
+from clip_med.distributed import gather
 
 
 class ClassLabels:
@@ -31,6 +32,15 @@ class ClassLabels:
         if self._modalities:
             found &= torch.tensor([[one in self._modalities] for one in batch.modalities])
         return found
+
+    def taking_part(self, batch: Batch, device: torch.device) -> tuple[Bool[Tensor, "B C"], Float[Tensor, ""]]:
+        """`present` on a device, and what a sum over this rank's samples is divided by.
+
+        The mean over ranks of these quotients is then the mean over the samples of all ranks that carry a class.
+        """
+        present = self.present(batch).to(device)
+        of_all = gather(present.any(1))
+        return present, of_all.sum().clamp(min=1) * (len(batch) / len(of_all))
 
     def coverage(self, samples: Sequence[Sample]) -> str:
         """How many of the samples carry a class, and each class; for the line that a run prints at its start.

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clip_med.config import PositiveFloat, config
 from clip_med.data.batch import Batch
 from clip_med.data.sample import Sample
-from clip_med.distributed import gather
-from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
-from clip_med.losses.prototypes import class_prototypes, prototype_loss
+from clip_med.knowledge.prompts import ClassPrompts
+from clip_med.losses.prototypes import prototype_loss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating
 from clip_med.training.class_labels import ClassLabels
+from clip_med.training.class_sentences import ClassSentences
 
 
 @config
@@ -52,13 +51,14 @@ class Prototypes:
     ) -> None:
         self._settings, self._model = settings, model
         self._precision: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
-        prompts, weights = render_prompts(settings.prompts), prompt_weights(settings.prompts)
-        self.texts = tuple(text for own in prompts.values() for text in own)
-        self._labels = ClassLabels(tuple(prompts), settings.modalities)
-        self._owner = torch.tensor([number for number, own in enumerate(prompts.values()) for _ in own])
-        flat = [1.0] * len(self.texts) if weights is None else [weight for own in weights for weight in own]
-        self._weights = torch.tensor(flat)
+        self._sentences = ClassSentences.of(settings.prompts)
+        self._labels = ClassLabels(self._sentences.labels, settings.modalities)
         self._pooled: Tensor | None = None
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All sentences, class by class."""
+        return self._sentences.texts
 
     def coverage(self, samples: Sequence[Sample]) -> str:
         """A line that says how many of the samples take part, and how many sentences the text tower cuts.
@@ -79,10 +79,7 @@ class Prototypes:
                 pooled = self._model.pool_text(self._model.tokenize(self.texts).to(device))
             if not any(parameter.requires_grad for parameter in self._model.trunk_parameters("text")):
                 self._pooled = pooled
-            rows = self._model.project_text(pooled)
-            return class_prototypes(
-                rows, self._owner.to(device), self._weights.to(device), len(self._settings.prompts.classes)
-            )
+            return self._sentences.prototypes(self._model.project_text(pooled))
 
     def __call__(
         self,
@@ -93,10 +90,7 @@ class Prototypes:
         logit_scale: Float[Tensor, "*one"],
     ) -> Float[Tensor, ""]:
         """What is minimised: its mean over ranks is that of the global batch."""
-        present = self._labels.present(batch).to(image_features.device)
-        taking_part = gather(present.any(1))
-        # Each rank's sum over this: the mean over ranks then divides by all that take part.
-        rows = taking_part.sum().clamp(min=1) * (len(batch) / len(taking_part))
+        present, rows = self._labels.taking_part(batch, image_features.device)
         loss = prototype_loss(image_features, self.prototypes(), logit_scale.exp().reshape(()), present, rows)
         return objective + self._settings.weight * loss
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from clip_med.config import Fraction, PositiveFloat, PositiveInt, config
 from clip_med.data.batch import Batch
 from clip_med.data.sample import Sample
-from clip_med.distributed import gather
-from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
-from clip_med.losses.prototypes import class_prototypes
+from clip_med.knowledge.prompts import ClassPrompts
 from clip_med.losses.queries import query_loss
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
@@ -21,6 +18,7 @@ from clip_med.models.image_tokens import token_width
 from clip_med.models.query_decoder import QueryDecoder
 from clip_med.models.text_only import TextOnly
 from clip_med.training.class_labels import ClassLabels
+from clip_med.training.class_sentences import ClassSentences
 
 
 @config
@@ -61,12 +59,9 @@ class KnowledgeQueries:
 
     def __init__(self, settings: QueryConfig, model: DualEncoder) -> None:
         self._settings = settings
-        prompts, weights = render_prompts(settings.prompts), prompt_weights(settings.prompts)
-        self._labels = ClassLabels(tuple(prompts), settings.modalities)
-        texts = [text for own in prompts.values() for text in own]
-        owner = torch.tensor([number for number, own in enumerate(prompts.values()) for _ in own])
-        flat = [1.0] * len(texts) if weights is None else [weight for own in weights for weight in own]
-        queries = class_prototypes(TextOnly(settings.text).features(texts), owner, torch.tensor(flat), len(prompts))
+        sentences = ClassSentences.of(settings.prompts)
+        self._labels = ClassLabels(sentences.labels, settings.modalities)
+        queries = sentences.prototypes(TextOnly(settings.text).features(sentences.texts))
         self.decoder = QueryDecoder(
             queries,
             token_width(model),
@@ -93,9 +88,7 @@ class KnowledgeQueries:
 
     def loss(self, answers: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, ""]:
         """What is added to the contrastive loss: its mean over ranks is that of the global batch."""
-        present = self._labels.present(batch).to(answers.device)
-        taking_part = gather(present.any(1))
-        rows = taking_part.sum().clamp(min=1) * (len(batch) / len(taking_part))
+        present, rows = self._labels.taking_part(batch, answers.device)
         return self._settings.weight * query_loss(answers, present, rows)
 
 
