@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from clip_med.distributed import process_group, rank, world_size
 from clip_med.knowledge.augmentation import DescribeConfig, Describer
 from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
+from clip_med.losses.group_positives import Relatives
 from clip_med.models.caption_lengths import report_caption_lengths
 from clip_med.models.compute import apply_compute
 from clip_med.models.config import LoRAConfig, ModelConfig
@@ -167,51 +169,68 @@ def pretrain(
             if on_built is not None and folder.writes:
                 on_built(encoder)
             report_caption_lengths(encoder, shards, config.loader.captions, on_start)
-            describer = None if config.describe is None else Describer(config.describe)
-            if describer is not None:
-                on_start(_coverage(describer, encoder, shards))
-            terms = _terms(config, encoder)
-            for term in terms:
-                if isinstance(term, Prototypes):
-                    on_start(term.coverage(_spread(shards)))
-            queries = None if config.queries is None else KnowledgeQueries(config.queries, encoder)
-            if queries is not None:
-                on_start(queries.coverage(_spread(shards)))
-            relatives = None
-            if isinstance(config.loss, GroupPositivesConfig) and config.loss.relatives:
-                relatives, line = label_relatives(config.loss, shards.columns())
-                on_start(line)
+            added = _additions(config, encoder, shards, on_start)
             pooled_text = None
             if config.train.cache_text:
-                pooled_text = _text_cache(encoder, shards, config, run, on_start, describer)
+                pooled_text = _text_cache(encoder, shards, config, run, on_start, added.describer)
             tokenize = None if pooled_text else encoder.tokenize
-            loader = _loader(config, data, encoder, tokenize, on_start, describer)
+            loader = _loader(config, data, encoder, tokenize, on_start, added.describer)
             return train(
                 encoder,
                 loader,
-                build_loss(config.loss, relatives),
+                build_loss(config.loss, added.relatives),
                 config.train,
                 folder,
                 total_steps=total_steps,
                 evaluators=evaluators,
                 pooled_text=pooled_text,
-                terms=terms,
-                queries=queries,
-                chance_loss=None if terms or queries else chance_loss(config.loss, config.train.batch_size),
+                terms=added.terms,
+                queries=added.queries,
+                chance_loss=_chance_loss(config, added),
                 allow_data_change=allow_data_change,
                 on_step=on_step,
             )
 
 
-def _terms(config: PretrainConfig, encoder: DualEncoder) -> tuple[Term, ...]:
-    """What is added to the contrastive loss, in the order in which the configuration names it."""
+@dataclass(frozen=True, kw_only=True)
+class _Additions:
+    """What is added to images, captions and the contrastive loss; nothing by default."""
+
+    describer: Describer | None
+    terms: tuple[Term, ...]
+    queries: KnowledgeQueries | None
+    relatives: Relatives | None
+
+
+def _additions(
+    config: PretrainConfig, encoder: DualEncoder, shards: ShardSet, on_start: Callable[[str], None]
+) -> _Additions:
+    """Build what the configuration adds, and say of each how much of the data it concerns."""
+    # Read once, and only where something asks.
+    spread = cache(lambda: _spread(shards))
+    describer = None if config.describe is None else Describer(config.describe)
+    if describer is not None:
+        on_start(_coverage(describer, encoder, spread()))
     terms: list[Term] = []
     if config.distill is not None:
         terms.append(Teacher(config.distill, encoder, config.train.precision))
     if config.align is not None:
         terms.append(KnowledgeAlignment(config.align, encoder, config.train.precision))
-    terms.extend(Prototypes(one, encoder, config.train.precision) for one in config.prototypes)
-    return tuple(terms)
+    prototypes = [Prototypes(one, encoder, config.train.precision) for one in config.prototypes]
+    for term in prototypes:
+        on_start(term.coverage(spread()))
+    queries = None if config.queries is None else KnowledgeQueries(config.queries, encoder)
+    if queries is not None:
+        on_start(queries.coverage(spread()))
+    relatives = None
+    if isinstance(config.loss, GroupPositivesConfig) and config.loss.relatives:
+        relatives, line = label_relatives(config.loss, shards.columns())
+        on_start(line)
+    return _Additions(describer=describer, terms=(*terms, *prototypes), queries=queries, relatives=relatives)
+
+
+def _chance_loss(config: PretrainConfig, added: _Additions) -> float | None:
+    return None if added.terms or added.queries else chance_loss(config.loss, config.train.batch_size)
 
 
 def _loader(
@@ -240,13 +259,12 @@ def _loader(
     )
 
 
-def _coverage(describer: Describer, encoder: DualEncoder, shards: ShardSet) -> str:
-    """How many labels have descriptions, and what the text tower cuts, from up to 2,000 samples spread over the shards.
+def _coverage(describer: Describer, encoder: DualEncoder, samples: Sequence[Sample]) -> str:
+    """How many labels have descriptions, and what the text tower cuts, from samples spread over the shards.
 
     Raises:
         ValueError: no label has any.
     """
-    samples = _spread(shards)
     found = describer.coverage(samples)
     if not found.texts:
         raise ValueError(
