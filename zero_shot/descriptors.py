@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from clip_med.knowledge.hierarchy import plain_name
-from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.schema import Finding
 
 # The published pair is ("There are {descriptor} indicating {finding}", "There are no {descriptor} indicating
@@ -64,7 +64,7 @@ def describe(
         >>> describe(["kidney cyst"])[0].descriptors[0]
         'shape: round or oval'
     """
-    known = load_base() if knowledge is None else load_knowledge(knowledge)
+    known = load_knowledge(knowledge)
     if not names:
         every = [_described(f) for f in known.findings.values() if modality in (None, f.modality or modality)]
         found = tuple(one for one in every if one.descriptors)

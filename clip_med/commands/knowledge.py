@@ -91,9 +91,9 @@ def _cut_by(model: Path) -> TooLong:
 
 
 def _known(arguments: argparse.Namespace) -> Knowledge:
-    from clip_med.knowledge.load import load_base, load_knowledge
+    from clip_med.knowledge.load import load_knowledge
 
-    return load_base() if arguments.knowledge is None else load_knowledge(arguments.knowledge)
+    return load_knowledge(arguments.knowledge)
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -17,7 +17,7 @@ from clip_med.config import Fraction, config
 from clip_med.data.sample import Sample
 from clip_med.knowledge.facets import NAMING, Facet, facet_texts
 from clip_med.knowledge.hierarchy import Knowledge
-from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.modalities import known_finding
 from clip_med.knowledge.prompts import phrase
 from clip_med.knowledge.schema import Finding
@@ -72,7 +72,7 @@ class Describer:
             ValueError: an id in `findings` that it does not have.
         """
         self._config = config
-        self._known: Knowledge = load_base() if config.path is None else load_knowledge(config.path)
+        self._known: Knowledge = load_knowledge(config.path)
         for label, name in config.findings.items():
             if name not in self._known.findings:
                 raise ValueError(f"describe.findings: {label!r}: {name!r} is no id of a finding")

@@ -40,8 +40,8 @@ def load_base() -> Knowledge:
     return merge(read_sources([BASE]))
 
 
-def load_knowledge(path: Path | str) -> Knowledge:
-    """The findings of a file, or of every YAML and JSON file in a folder.
+def load_knowledge(path: Path | str | None) -> Knowledge:
+    """The findings of a file, or of every YAML and JSON file in a folder; None: those that are shipped.
 
     A file is of our own form (it has `findings`), or a plain corpus: class name to a list of sentences, which become
     descriptions of its appearance. `{"definitions": {class: sentences}, "abbreviations": {class: text}, "datasets":
@@ -51,7 +51,7 @@ def load_knowledge(path: Path | str) -> Knowledge:
     Raises:
         ConfigError: names file, line or key, value, what was expected and the nearest name; or an id that comes twice.
     """
-    return merge(read_sources([Path(path)]))
+    return load_base() if path is None else merge(read_sources([Path(path)]))
 
 
 def read_sources(paths: Sequence[Path]) -> tuple[KnowledgeSource, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from clip_med.config import NonNegativeFloat, PositiveInt, config
 from clip_med.knowledge.facets import NAMING, Facet, attribute_sentences, facet_texts
 from clip_med.knowledge.hierarchy import Knowledge
-from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.modalities import is_of_modality
 from clip_med.knowledge.schema import Attributes, Finding
 
@@ -117,7 +117,7 @@ def _weighted(prompts: ClassPrompts) -> dict[str, dict[str, float]]:
     if prompts.knowledge is None:
         return {label: dict.fromkeys(_in_templates(prompts, names), 1.0) for label, names in prompts.classes.items()}
     chosen = prompts.knowledge
-    known = load_base() if chosen.path is None else load_knowledge(chosen.path)
+    known = load_knowledge(chosen.path)
     rendered: dict[str, dict[str, float]] = {}
     for label, names in prompts.classes.items():
         finding = _finding(label, names, chosen, known)

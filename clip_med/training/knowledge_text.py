@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clip_med.config import NonNegativeInt, PositiveFloat, PositiveInt, config
 from clip_med.knowledge.facets import Facet
-from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.text_groups import TextGroups, group_batches, text_groups
 from clip_med.losses.adasp import adasp
 from clip_med.losses.text_groups import group_info_nce
@@ -104,7 +104,7 @@ def train_knowledge_text(
     """
     if out.exists():
         raise ValueError(f"{out}: exists; a text tower is written to a new folder")
-    known = load_base() if config.path is None else load_knowledge(config.path)
+    known = load_knowledge(config.path)
     groups = text_groups(known, config.facets, seed=config.seed)
     torch.manual_seed(config.seed)
     tower = TextOnly(config.text)

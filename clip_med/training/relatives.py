@@ -8,7 +8,7 @@ import torch
 from clip_med.data.batch import text_id
 from clip_med.data.shards import Columns
 from clip_med.knowledge.hierarchy import Knowledge
-from clip_med.knowledge.load import load_base, load_knowledge
+from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.modalities import known_finding
 from clip_med.knowledge.schema import Finding
 from clip_med.losses.config import GroupPositivesConfig
@@ -24,7 +24,7 @@ def label_relatives(config: GroupPositivesConfig, columns: Columns) -> tuple[Rel
         ConfigError: a file of knowledge that cannot be read.
         ValueError: no sample has a label, or an id in `findings` that the knowledge does not have.
     """
-    known = load_base() if config.path is None else load_knowledge(config.path)
+    known = load_knowledge(config.path)
     for label, name in config.findings.items():
         if name not in known.findings:
             raise ValueError(f"loss.findings: {label!r}: {name!r} is no id of a finding")
