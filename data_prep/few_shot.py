@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from clip_med.config import config
+from clip_med.data.shard_index import sha256_of
 from data_prep.files import inside
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.image_folder import plain_class
@@ -50,8 +50,7 @@ class FewShotSource:
 
     def digest(self) -> str:
         """Of the bytes of the file."""
-        with self.file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.file)
 
     def records(self) -> Iterator[Record | Rejection]:
         """A record per entry; underscores of class names become spaces.

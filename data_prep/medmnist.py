@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from clip_med.config import config
+from clip_med.data.shard_index import sha256_of
 from data_prep.pixels import encode_png, scaled_down
 from data_prep.record import SPLIT_NAMES, Record, RejectedImageError, Rejection, ShardSettings, Task
 
@@ -53,8 +53,7 @@ class MedMnistSource:
 
     def digest(self) -> str:
         """Of the bytes of the file."""
-        with self.file.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.file)
 
     def records(self) -> Iterator[Record | Rejection]:
         """Images in the order of train, val and test.

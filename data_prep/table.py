@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from clip_med.config import config
+from clip_med.data.shard_index import sha256_of
 from data_prep.files import inside
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.manifest import ColumnConfig, Row, read_rows
@@ -45,8 +45,7 @@ class TableSource:
 
     def digest(self) -> str:
         """Of the bytes of the table."""
-        with self.manifest.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of(self.manifest)
 
     def records(self) -> Iterator[Record | Rejection]:
         """A record per row that names an image below the folder."""

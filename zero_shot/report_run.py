@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import html
 import shlex
 import time
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clip_med.config import config_hash, dump_yaml
+from clip_med.data.shard_index import sha256_of
 from clip_med.data.shards import ShardSet
 from zero_shot.config import EvalConfig
 from zero_shot.report_page import facts
@@ -48,7 +48,7 @@ def what_was_run(
     for name, folder in models.items():
         found.append((name, str(folder)))
         files = sorted([*folder.glob("*.safetensors"), *folder.glob(f"*{SUFFIX}")])
-        found += [(f"SHA-256 of {path.name}", _digest(path)) for path in files]
+        found += [(f"SHA-256 of {path.name}", sha256_of(path)) for path in files]
     for location in dict.fromkeys(task.shards for config in configs for task in config.tasks):
         shards = ShardSet.open(location)
         found.append((f"data {location}", f"{len(shards):,} samples in {len(shards.shards)} shards, {shards.digest}"))
@@ -74,11 +74,6 @@ def section(run: WhatWasRun) -> str:
         return facts(run.facts)
     yaml = f"<details><summary>resolved configuration</summary><pre>{html.escape(run.config)}</pre></details>"
     return facts(run.facts) + yaml
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 __all__ = ["WhatWasRun", "section", "what_was_run"]

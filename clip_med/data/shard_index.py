@@ -232,6 +232,12 @@ def _decoded(column: Any) -> list[Any]:
     return [values[code] for code in codes]
 
 
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old or the new content, never a part: temporary name, fsync, rename."""
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
@@ -242,4 +248,14 @@ def write_atomically(path: Path, text: str) -> None:
     os.replace(temporary, path)
 
 
-__all__ = ["Entry", "Member", "ShardError", "ShardIndex", "index_name", "index_path", "index_shard", "write_atomically"]
+__all__ = [
+    "Entry",
+    "Member",
+    "ShardError",
+    "ShardIndex",
+    "index_name",
+    "index_path",
+    "index_shard",
+    "sha256_of",
+    "write_atomically",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from clip_med.data.counts import FieldCounts
 from clip_med.data.dataset_file import write_dataset
 from clip_med.data.sample import Sample
-from clip_med.data.shard_index import ShardError, ShardIndex, index_path, index_shard
+from clip_med.data.shard_index import ShardError, ShardIndex, index_path, index_shard, sha256_of
 from clip_med.data.shards import ShardSet
 
 
@@ -130,8 +129,7 @@ def finished_shards(directory: Path, samples_per_shard: int) -> list[ShardIndex]
         tar = directory / f"{len(found):06d}.tar"
         try:
             index = ShardIndex.from_json(index_path(tar).read_bytes(), str(tar))
-            with tar.open("rb") as file:
-                intact = hashlib.file_digest(file, "sha256").hexdigest() == index.sha256
+            intact = sha256_of(tar) == index.sha256
         except (FileNotFoundError, ShardError):
             break
         if not intact or len(index.samples) != samples_per_shard:

@@ -27,7 +27,7 @@ from clip_med.data.sample import (
     image_suffixes,
     sample_from_members,
 )
-from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, index_name
+from clip_med.data.shard_index import Entry, Member, ShardError, ShardIndex, index_name, sha256_of
 from clip_med.data.volume import decode_volume
 
 # A process may hold 1,024 files by default; a window of shuffled shards needs far fewer.
@@ -214,10 +214,8 @@ class ShardSet:
         faults: list[str] = []
         for shard, described in enumerate(self.shards):
             # What comes from a URL is held to its digest when it is downloaded.
-            if not self.is_remote(shard):
-                with Path(described.location).open("rb") as file:
-                    if hashlib.file_digest(file, "sha256").hexdigest() != described.sha256:
-                        faults.append(f"{described.location}: SHA-256 differs from the index")
+            if not self.is_remote(shard) and sha256_of(Path(described.location)) != described.sha256:
+                faults.append(f"{described.location}: SHA-256 differs from the index")
             for position in range(described.samples):
                 try:
                     sample = self.read(self._ends[shard] - self.sizes[shard] + position)

@@ -8,7 +8,6 @@ and SHA-256 of every other file. It is written under a temporary name, flushed t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -23,7 +22,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from clip_med.data.shard_index import write_atomically
+from clip_med.data.shard_index import sha256_of, write_atomically
 from clip_med.distributed import gather_objects, rank
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import FolderTensors, folder_tensors, load_weights, save_folder
@@ -163,7 +162,9 @@ def _write_files(
     )
     for path in files:
         _flush(path)
-    return {str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": _digest(path)} for path in files}
+    return {
+        str(path.relative_to(temporary)): {"size": path.stat().st_size, "sha256": sha256_of(path)} for path in files
+    }
 
 
 def _commit(directory: Path, temporary: Path, manifest: Mapping[str, Any]) -> None:
@@ -199,7 +200,7 @@ def verify_checkpoint(directory: Path) -> None:
         )
     for name, (size, sha256) in expected.items():
         file = directory / name
-        if file.stat().st_size != size or _digest(file) != sha256:
+        if file.stat().st_size != size or sha256_of(file) != sha256:
             raise CheckpointError(f"{file}: damaged (size or SHA-256 differs from {MANIFEST})")
     step = _read_state(directory).get("step")
     if step != step_of(directory):
@@ -309,11 +310,6 @@ def _read_state(directory: Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(state).__name__}")
     return state
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
