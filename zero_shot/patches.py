@@ -35,10 +35,7 @@ def patch_features(
     from open_clip.transformer import VisionTransformer
 
     visual = encoder.clip.visual
-    # Normalised as encode_image does it.
-    if images.dtype == torch.uint8:
-        images = images.float().mul(encoder._factor).add(encoder._shift)  # pyright: ignore[reportPrivateUsage]
-    images = images.to(encoder.dtype)
+    images = encoder.pixels(images)
     if isinstance(visual, VisionTransformer):
         features = _open_clip_vit(visual, images)
     elif isinstance(visual, ModifiedResNet):

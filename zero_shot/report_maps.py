@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Final
 
 import numpy as np
@@ -16,7 +15,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating, text_features
 from zero_shot.grounding import similarity_map, smooth, to_image
-from zero_shot.overlay import overlay_png
+from zero_shot.overlay import overlay
 from zero_shot.patches import patch_features
 from zero_shot.suite import Evaluation, Example, TaskReport
 
@@ -54,6 +53,7 @@ def similarity_maps(encoder: DualEncoder, evaluation: Evaluation) -> ReportMaps:
     `zero_shot.explanation`, by as much of the image as BioViL's 1.5 of 14 places.
     """
     by_task: dict[str, tuple[ImageMaps, ...]] = {}
+    opened: dict[str, ShardSet] = {}
     grid = (0, 0)
     for task in evaluation.tasks:
         chosen = [one for right in (True, False) for one in [e for e in task.examples if e.right == right][:_EACH]]
@@ -63,7 +63,9 @@ def similarity_maps(encoder: DualEncoder, evaluation: Evaluation) -> ReportMaps:
         texts = {label: _class_feature(encoder, task, label) for label in labels}
         found: list[ImageMaps] = []
         for one in chosen:
-            pixels = decode_image(ShardSet.open(one.shards).read(one.index).image, source=one.key)
+            if one.shards not in opened:
+                opened[one.shards] = ShardSet.open(one.shards)
+            pixels = decode_image(opened[one.shards].read(one.index).image, source=one.key)
             try:
                 with evaluating(encoder):
                     images = eval_image(pixels, encoder.preprocess)[None].to(encoder.logit_scale.device)
@@ -85,16 +87,13 @@ def _class_feature(encoder: DualEncoder, task: TaskReport, label: str) -> np.nda
 def _maps(
     encoder: DualEncoder, example: Example, pixels: np.ndarray, places: np.ndarray, texts: Mapping[str, np.ndarray]
 ) -> ImageMaps:
-    from PIL import Image
-
     height, width = pixels.shape[:2]
     answer = example.answers[0].text
     drawn: dict[str, np.ndarray] = {}
     labels = dict.fromkeys((example.truth, answer))
     for label in labels:
         values = smooth(similarity_map(places, texts[label]), 1.5 * places.shape[0] / 14)
-        png = overlay_png(pixels, to_image(values, height, width, encoder.preprocess))
-        drawn[label] = np.asarray(Image.open(BytesIO(png)).convert("RGB"))
+        drawn[label] = overlay(pixels, to_image(values, height, width, encoder.preprocess))
     return ImageMaps(shards=example.shards, index=example.index, truth=example.truth, answer=answer, maps=drawn)
 
 
