@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from clip_med.data.counts import percentiles
 from clip_med.data.shard_index import write_atomically
 from data_prep.card_facts import Facts, Part, gather
 from data_prep.card_pages import Section, as_html, as_markdown
@@ -179,8 +180,8 @@ def _captions(facts: Facts) -> Section:
         notes=notes,
         table=[
             ["per caption", "5 %", "50 %", "95 %", "most"],
-            ["words", *_percentiles(facts.words)],
-            ["characters", *_percentiles(facts.characters)],
+            ["words", *_spread(facts.words)],
+            ["characters", *_spread(facts.characters)],
         ],
     )
 
@@ -198,8 +199,8 @@ def _images(facts: Facts) -> Section:
         notes=(f"Stored as: {formats}.", f"Most frequent of {len(facts.sizes):,} sizes: {sizes}."),
         table=[
             ["pixels", "5 %", "50 %", "95 %", "most"],
-            ["short side", *_percentiles(short)],
-            ["long side", *_percentiles(long)],
+            ["short side", *_spread(short)],
+            ["long side", *_spread(long)],
         ],
     )
 
@@ -223,20 +224,8 @@ def _shared_files(parts: Sequence[Part]) -> int:
     return sum(number > 1 for number in Counter(file for part in parts for file in part.files).values())
 
 
-def _percentiles(lengths: Mapping[int, int]) -> list[str]:
-    """5th, 50th and 95th percentile (the value at or below that share) and the largest, from counts of values."""
-    ordered = sorted(lengths.items())
-    total = sum(lengths.values())
-    found: list[str] = []
-    for share in (0.05, 0.5, 0.95, 1.0):
-        wanted = int(share * (total - 1))
-        passed = 0
-        for value, number in ordered:
-            passed += number
-            if passed > wanted:
-                found.append(f"{value:,}")
-                break
-    return found
+def _spread(lengths: Mapping[int, int]) -> list[str]:
+    return [f"{value:,}" for value in percentiles(lengths)]
 
 
 def _named(names: Iterable[str], limit: int = 5) -> str:

@@ -17,6 +17,7 @@ from clip_med.data.counts import FieldCounts
 from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shards import ShardError, ShardSet
 from clip_med.data.volume import decode_volume
+from data_prep.rejections import REJECTED_FILE
 
 _ORDER: Final = ("train", "val", "test")
 
@@ -79,7 +80,7 @@ def gather(folder: Path, *, on_progress: Callable[[int, int], None] | None = Non
         name=folder.resolve().name,
         parts=[_part(path) for path in _split_folders(folder)],
         source=_source(folder),
-        rejected=_count_lines(folder / "rejected.jsonl", lambda line: line["reason"]),
+        rejected=_count_lines(folder / REJECTED_FILE, lambda line: line["reason"]),
     )
     total = sum(len(part.shards) for part in facts.parts)
     done = 0

@@ -73,7 +73,7 @@ class VolumeSource:
         """A record per slice, or per volume; headers are read, voxels are not."""
         settings, row = self.settings, 0
         modality = settings.modality or ""
-        article = "An" if settings.plane[0] in "a" else "A"
+        opening = sentence(f"{article(settings.plane)} {settings.plane} {modality} slice")
         window = f", {settings.window.replace('_', ' ')} window" if settings.window != "file" else ""
         for relative in walk_files(self.root):
             row += 1
@@ -95,7 +95,7 @@ class VolumeSource:
                     row=row,
                     path=relative,
                     identity=f"{relative}#{settings.plane}{place}",
-                    captions=(f"{article} {settings.plane} {modality} slice{window}.",),
+                    captions=(f"{opening}{window}.",),
                     caption_kinds=("metadata",),
                     coded=True,
                     group=relative,

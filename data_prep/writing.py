@@ -257,4 +257,4 @@ class _Progress:
             self._on_progress(self._done, self._total)
 
 
-__all__ = ["REJECTED_FILE", "RejectedRowError", "WriteReport", "source_to_shards"]
+__all__ = ["RejectedRowError", "WriteReport", "source_to_shards"]

@@ -115,7 +115,8 @@ def settings(kind: type[SettingsT], arguments: argparse.Namespace, **more: Any) 
 
 
 def _run(build: Callable[[argparse.Namespace], Source], arguments: argparse.Namespace) -> int:
-    from data_prep.writing import REJECTED_FILE, source_to_shards
+    from data_prep.rejections import REJECTED_FILE
+    from data_prep.writing import source_to_shards
 
     source = build(arguments)
     with ItemDisplay(quiet=arguments.json) as display:

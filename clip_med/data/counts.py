@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shards import ShardSet
@@ -46,15 +50,14 @@ def count(shards: ShardSet) -> SetCounts:
     """Counts per modality, dataset, split and label, and caption lengths, from the metadata alone."""
     fields = FieldCounts()
     captions: set[str] = set()
-    words: list[int] = []
-    characters: list[int] = []
+    words, characters = Counter[int](), Counter[int]()
     several: list[int] = []
     volumes = 0
     for index in range(len(shards)):
         sample = shards.metadata(index)
         captions.update(sample.captions)
-        words += [len(caption.split()) for caption in sample.captions]
-        characters += [len(caption) for caption in sample.captions]
+        words.update(len(caption.split()) for caption in sample.captions)
+        characters.update(map(len, sample.captions))
         fields.add(sample)
         several.append(len(sample.images))
         volumes += sample.image_suffix == VOLUME_SUFFIX
@@ -62,21 +65,27 @@ def count(shards: ShardSet) -> SetCounts:
     return SetCounts(
         samples=len(shards),
         by_field=fields.by_field(),
-        captions=len(words),
+        captions=words.total(),
         distinct_captions=len(captions),
-        caption_words=_percentiles(words),
-        caption_characters=_percentiles(characters),
+        caption_words=percentiles(words),
+        caption_characters=percentiles(characters),
         studies=len(several),
         study_images=sum(several),
         volumes=volumes,
     )
 
 
-def _percentiles(lengths: list[int]) -> tuple[int, int, int, int]:
-    """5th, 50th and 95th percentile (the value at or below that share) and the largest."""
-    lengths.sort()
-    low, middle, high = (lengths[int(share * (len(lengths) - 1))] for share in (0.05, 0.5, 0.95))
-    return low, middle, high, lengths[-1]
+def percentiles(lengths: Mapping[int, int]) -> tuple[int, int, int, int]:
+    """5th, 50th and 95th percentile (the value at or below that share) and the largest, from how often each occurs.
+
+    Example:
+        >>> percentiles({1: 1, 2: 98, 9: 1})
+        (2, 2, 2, 9)
+    """
+    values = sorted(lengths)
+    passed = list(accumulate(lengths[value] for value in values))
+    low, middle, high = (values[bisect_right(passed, int(share * (passed[-1] - 1)))] for share in (0.05, 0.5, 0.95))
+    return low, middle, high, values[-1]
 
 
-__all__ = ["FieldCounts", "SetCounts", "count"]
+__all__ = ["FieldCounts", "SetCounts", "count", "percentiles"]
