@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from zero_shot.evaluation import MEAN_TOP1, Evaluation
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.result import Result
-from zero_shot.suite import MEAN_TOP1, Evaluation
 from zero_shot.table import aligned
 
 

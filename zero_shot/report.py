@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from zero_shot import report_run, table
+from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.report_charts import Line, plot
 from zero_shot.report_classes import class_figures, class_table, confusion_table, curves
 from zero_shot.report_maps import ReportMaps
@@ -15,7 +16,6 @@ from zero_shot.report_page import html_table, note, write_document
 from zero_shot.report_pictures import Thumbnails, examples, maps, searches, surest_errors
 from zero_shot.report_run import WhatWasRun
 from zero_shot.shown import Scored
-from zero_shot.suite import Evaluation, TaskReport
 
 _SPREAD: Final = "Spread evenly over the task, up to four right and four wrong: not picked by how they look."
 _SHARE: Final = "Numbers are shares of the softmax over classes."

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero_shot.calibration import Bin, expected_calibration_error, reliability_curve
+from zero_shot.evaluation import TaskReport
 from zero_shot.intervals import bootstrap_mean, bootstrap_metrics
 from zero_shot.metrics import confusion_matrix
 from zero_shot.report_charts import Line, bar, plot, swatch
 from zero_shot.report_page import note, wide
 from zero_shot.result import Result
 from zero_shot.shown import Scored
-from zero_shot.suite import TaskReport
 from zero_shot.table import cell
 
 _BINS: Final = 10

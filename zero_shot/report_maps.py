@@ -14,10 +14,10 @@ from clip_med.data.images import decode_image
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating, text_features
+from zero_shot.evaluation import Evaluation, Example, TaskReport
 from zero_shot.grounding import similarity_map, smooth, to_image
 from zero_shot.overlay import overlay
 from zero_shot.patches import patch_features
-from zero_shot.suite import Evaluation, Example, TaskReport
 
 # Right and wrong examples that get maps.
 _EACH: Final = 2

@@ -12,10 +12,10 @@ import numpy as np
 
 from clip_med.data.images import decode_image
 from clip_med.data.shards import ShardSet
+from zero_shot.evaluation import Example, TaskReport
 from zero_shot.report_maps import ImageMaps
 from zero_shot.report_page import html_table, note
 from zero_shot.shown import Scored, Search
-from zero_shot.suite import Example, TaskReport
 
 THUMBNAIL_SIDE: Final = 240
 _ERRORS: Final = 8

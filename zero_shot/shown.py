@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from zero_shot.metrics import top_k_accuracy
+
 
 @dataclass(frozen=True)
 class Found:
@@ -46,6 +48,10 @@ class Scored:
     truth: NDArray[np.int64]
     scores: NDArray[np.float64]
     shares: NDArray[np.float64]
+
+    def hits(self) -> tuple[NDArray[np.float64], list[str]]:
+        """The top-1 of every image, 0 to 1 (ties by expectation), and its patient."""
+        return top_k_accuracy(self.scores, self.truth), list(self.groups)
 
 
 __all__ = ["Found", "Scored", "Search"]

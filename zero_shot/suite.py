@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import prompt_weights, render_prompts
+from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import image_features, text_features
-from zero_shot.classify import class_scores, classification_results, sensitivity_name
+from zero_shot.classify import classification_results, sensitivity_name
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
+from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport
 from zero_shot.intervals import bootstrap_mean, mean_of_means
-from zero_shot.metrics import confusion_matrix, top_k_accuracy
+from zero_shot.metrics import confusion_matrix
+from zero_shot.prompt_choice import Prompting, prompted_scores
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, results_of_ranks
 from zero_shot.shown import Found, Scored, Search
 
-MEAN_TOP1: Final = "mean top-1"
 _EXAMPLES: Final = 8
 # Answers shown of each, best first.
 _ANSWERS: Final = 3
@@ -37,85 +37,6 @@ _FOUND: Final = 5
 _CHUNK: Final = 256
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A class or a caption that the model gives for an image.
-
-    `score` is, of a class, its share of the softmax over classes (with ensemble `probability` the mean share), of a
-    caption the cosine. Shares are not calibrated.
-    """
-
-    text: str
-    score: float
-    right: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Example:
-    """One image of a task for the report: what it is, the model's best answers, and whether the first is right."""
-
-    shards: str
-    index: int
-    key: str
-    truth: str
-    answers: tuple[Answer, ...]
-    right: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskReport:
-    """The outcome of one task.
-
-    `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
-    None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
-    `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
-    the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
-    told by, in order; `ensemble`: how they became one score. `searches`: some texts of retrieval with what they find.
-    `prompts_sha256` and `split_sha256` are digests of those texts (of retrieval, the captions) and of what was asked of
-    which samples: results of one digest each were measured on the same.
-    """
-
-    name: str
-    kind: str
-    n: int
-    results: tuple[Result, ...]
-    examples: tuple[Example, ...]
-    classes: tuple[str, ...] = ()
-    confusion: tuple[tuple[int, ...], ...] = ()
-    recalls: tuple[Result, ...] = ()
-    chance: float | None = None
-    majority: float | None = None
-    kinds: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
-    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    ensemble: str | None = None
-    searches: tuple[Search, ...] = ()
-    prompts_sha256: str = ""
-    split_sha256: str = ""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
-        return _without_nan(asdict(self))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
-
-    `hits`: per classification task the top-1 of every image, 0 to 1, and the image's group. `scored`: what the model
-    says of every image of a classification task; not part of the JSON.
-    """
-
-    tasks: tuple[TaskReport, ...]
-    mean_top1: Result | None
-    hits: Mapping[str, tuple[NDArray[np.float64], list[str]]] = field(default_factory=dict)
-    scored: Mapping[str, Scored] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
-        mean = None if self.mean_top1 is None else _without_nan(self.mean_top1.to_dict())
-        return {"tasks": [task.to_dict() for task in self.tasks], "mean_top1": mean}
 
 
 class _ShardImages:
@@ -177,7 +98,6 @@ def evaluate(
     opened: dict[str, _ShardImages] = {}
     prepared = [_prepare(task, opened) for task in config.tasks]
     reports: list[TaskReport] = []
-    hits: dict[str, tuple[NDArray[np.float64], list[str]]] = {}
     scored: dict[str, Scored] = {}
     for part in prepared:
 
@@ -188,15 +108,14 @@ def evaluate(
         features = part.images.features(encoder, part.indices, config, step)
         if isinstance(part.task, ClassificationTask):
             assert part.truth is not None
-            report, correct, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
-            hits[report.name] = correct, [sample.group for sample in part.samples]
+            report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
         else:
             report = _retrieve(encoder, part.task, features, part, config, sharded)
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
-    ordered = [hits[name] for name in sorted(hits)]
+    ordered = [scored[name].hits() for name in sorted(scored)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean, hits, scored)
+    return Evaluation(tuple(reports), mean, scored)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
@@ -253,21 +172,11 @@ def _classify(
     part: _Prepared,
     truth: NDArray[np.int64],
     config: EvalConfig,
-) -> tuple[TaskReport, NDArray[np.float64], Scored]:
+) -> tuple[TaskReport, Scored]:
     prompts = render_prompts(task.prompts)
     samples = part.samples
-    flat = text_features(
-        encoder, [prompt for texts in prompts.values() for prompt in texts], precision=config.precision
-    )
-    ends = np.cumsum([len(texts) for texts in prompts.values()])
-    scale = float(encoder.logit_scale.detach().exp())
-    scores = class_scores(
-        features,
-        np.split(flat, ends[:-1]),
-        scale=scale,
-        ensemble=task.ensemble,
-        weights=prompt_weights(task.prompts),
-    )
+    prompting = Prompting(name=task.name, prompts=task.prompts, ensemble=task.ensemble)
+    scores = prompted_scores(encoder, prompting, features, precision=config.precision)
     groups = [sample.group for sample in samples]
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)
@@ -303,7 +212,6 @@ def _classify(
             prompts_sha256=_digest(prompts),
             split_sha256=_digest([[sample.key, classes[c]] for sample, c in zip(samples, truth, strict=True)]),
         ),
-        top_k_accuracy(scores, truth),
         Scored(
             shards=task.shards,
             indices=tuple(part.indices),
@@ -440,12 +348,4 @@ def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "evaluate", "evaluator", "flat_results"]
+__all__ = ["evaluate", "evaluator", "flat_results"]

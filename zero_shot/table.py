@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.result import Result
-from zero_shot.suite import Evaluation, TaskReport
 
 
 def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:

@@ -16,8 +16,9 @@ from PIL import Image
 from clip_med.knowledge.prompts import ClassPrompts
 from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, perfect, write_labelled
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
+from zero_shot.evaluation import Evaluation
 from zero_shot.report import write_report
-from zero_shot.suite import Evaluation, evaluate
+from zero_shot.suite import evaluate
 
 SCRIPT = "<script>alert(1)</script>"
 METRICS = [

@@ -9,13 +9,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from zero_shot.evaluation import TaskReport
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.metrics import auroc, confusion_matrix, macro_auroc, macro_f1
 from zero_shot.report_charts import Line, bar, plot, ticks
 from zero_shot.report_classes import class_figures, class_table, confusion_table, curve_styles, curves, roc_points
 from zero_shot.report_page import html_table
 from zero_shot.shown import Scored
-from zero_shot.suite import TaskReport
 
 NAMES = ("a", "b <i>", "c", "never")
 

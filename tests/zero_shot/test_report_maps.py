@@ -15,10 +15,11 @@ from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
 from zero_shot import report_maps
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
+from zero_shot.evaluation import Evaluation
 from zero_shot.report import write_report
 from zero_shot.report_maps import similarity_maps
 from zero_shot.report_run import what_was_run
-from zero_shot.suite import Evaluation, evaluate
+from zero_shot.suite import evaluate
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from clip_med.training.metrics_log import read_metrics
 from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, constant, perfect, write_labelled
 from tests.tiny_run import TINY, tiny_config, write_shards
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
-from zero_shot.suite import TaskReport, evaluate, evaluator
+from zero_shot.evaluation import TaskReport
+from zero_shot.suite import evaluate, evaluator
 from zero_shot.table import plain
 
 PROMPTS = ClassPrompts(classes={name: (name, f"one {name}") for name in CLASSES}, templates=("{}", "An image of {}."))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.result import Result
-from zero_shot.suite import Evaluation, TaskReport
 from zero_shot.table import cell, markdown, plain, rows
 
 METRICS = ("top-1", "balanced accuracy", "macro F1", "macro AUROC")

@@ -1,0 +1,109 @@
+"""The outcome of an evaluation: reports of its tasks, and what the model says of every image."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from zero_shot.result import Result
+from zero_shot.shown import Scored, Search
+
+MEAN_TOP1: Final = "mean top-1"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A class or a caption that the model gives for an image.
+
+    `score` is, of a class, its share of the softmax over classes (with ensemble `probability` the mean share), of a
+    caption the cosine. Shares are not calibrated.
+    """
+
+    text: str
+    score: float
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One image of a task for the report: what it is, the model's best answers, and whether the first is right."""
+
+    shards: str
+    index: int
+    key: str
+    truth: str
+    answers: tuple[Answer, ...]
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskReport:
+    """The outcome of one task.
+
+    `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
+    None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
+    `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
+    the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
+    told by, in order; `ensemble`: how they became one score. `searches`: some texts of retrieval with what they find.
+    `prompts_sha256` and `split_sha256` are digests of those texts (of retrieval, the captions) and of what was asked of
+    which samples: results of one digest each were measured on the same.
+    """
+
+    name: str
+    kind: str
+    n: int
+    results: tuple[Result, ...]
+    examples: tuple[Example, ...]
+    classes: tuple[str, ...] = ()
+    confusion: tuple[tuple[int, ...], ...] = ()
+    recalls: tuple[Result, ...] = ()
+    chance: float | None = None
+    majority: float | None = None
+    kinds: Mapping[str, tuple[Result, ...]] = field(default_factory=dict)
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    ensemble: str | None = None
+    searches: tuple[Search, ...] = ()
+    prompts_sha256: str = ""
+    split_sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
+        return _without_nan(asdict(self))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
+
+    `scored`: what the model says of every image of a classification task; not part of the JSON.
+    """
+
+    tasks: tuple[TaskReport, ...]
+    mean_top1: Result | None
+    scored: Mapping[str, Scored] = field(default_factory=dict)
+
+    @property
+    def hits(self) -> dict[str, tuple[NDArray[np.float64], list[str]]]:
+        """Per classification task the top-1 of every image, 0 to 1, and the image's group."""
+        return {name: own.hits() for name, own in self.scored.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
+        mean = None if self.mean_top1 is None else _without_nan(self.mean_top1.to_dict())
+        return {"tasks": [task.to_dict() for task in self.tasks], "mean_top1": mean}
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport"]
