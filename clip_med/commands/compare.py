@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zero_shot.comparison import Comparison
+    from zero_shot.config import EvalConfig
     from zero_shot.prompt_choice import PromptChoice
     from zero_shot.report_run import WhatWasRun
     from zero_shot.scores import Scores
@@ -49,15 +50,18 @@ def add_parser(commands: Any) -> None:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
+    from clip_med.config import load_config
     from zero_shot.comparison import compare_scores
     from zero_shot.comparison_views import notes, prompt_table, tables, text
+    from zero_shot.config import EvalConfig
 
     if arguments.out is not None and arguments.out.exists():
         raise ValueError(f"{arguments.out}: exists; a comparison is written to a new folder")
     if not 0 < arguments.level < 1:
         raise ValueError(f"--level must lie in (0, 1), got {arguments.level}")
     paths = _named(arguments.models)
-    scores, choices = _scored(paths, arguments)
+    configs = [load_config(EvalConfig, path) for path in arguments.data]
+    scores, choices = _scored(paths, configs, arguments)
     metrics = list(dict.fromkeys(arguments.metric))
     comparisons = [compare_scores(scores, metric=m, level=arguments.level, seed=arguments.seed) for m in metrics]
     document = {
@@ -68,7 +72,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         "comparisons": [comparison.to_dict() for comparison in comparisons],
     }
     if arguments.out is not None:
-        _write(arguments.out, document, comparisons, scores, choices, _run(paths, arguments))
+        _write(arguments.out, document, comparisons, scores, choices, _run(paths, configs, arguments))
     if arguments.json:
         print(json.dumps(document, ensure_ascii=False))
         return 0
@@ -100,14 +104,12 @@ def _named(models: list[str]) -> dict[str, Path]:
 
 
 def _scored(
-    paths: dict[str, Path], arguments: argparse.Namespace
+    paths: dict[str, Path], configs: list[EvalConfig], arguments: argparse.Namespace
 ) -> tuple[dict[str, dict[str, Scores]], dict[str, dict[str, PromptChoice]]]:
     """Scores by model and task, read or made, and the prompts that were chosen."""
     from clip_med.commands.progress import ItemDisplay
-    from clip_med.config import load_config
     from clip_med.distributed import process_group
     from clip_med.models.folder import load_folder, resolve_folder
-    from zero_shot.config import EvalConfig
     from zero_shot.scores import has_scores, read_scores
     from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 
@@ -115,7 +117,6 @@ def _scored(
     run = {name: resolve_folder(path) for name, path in paths.items() if name not in read}
     if run and not arguments.data:
         raise ValueError(f"{', '.join(run)}: no folder of scores; give --data to evaluate models")
-    configs = [load_config(EvalConfig, path) for path in arguments.data]
     tasks = [task.name for config in configs for task in config.tasks]
     if twice := [name for name in tasks if tasks.count(name) > 1]:
         raise ValueError(f"--data: two tasks are called {twice[0]}")
@@ -138,15 +139,12 @@ def _scored(
     return {name: read[name] for name in paths}, choices
 
 
-def _run(paths: dict[str, Path], arguments: argparse.Namespace) -> WhatWasRun:
-    from clip_med.config import load_config
+def _run(paths: dict[str, Path], configs: list[EvalConfig], arguments: argparse.Namespace) -> WhatWasRun:
     from clip_med.models.folder import resolve_folder
-    from zero_shot.config import EvalConfig
     from zero_shot.report_run import what_was_run
     from zero_shot.scores import has_scores
 
     models = {name: path if has_scores(path) else resolve_folder(path) for name, path in paths.items()}
-    configs = [load_config(EvalConfig, path) for path in arguments.data]
     tests = [("tests", f"seed {arguments.seed}, level {arguments.level:g} after Holm's correction")]
     return what_was_run(models, configs, settings=tests, timed=False)
 
