@@ -7,7 +7,8 @@ import os
 import signal
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import torch
@@ -41,7 +42,8 @@ class Stream(Iterator[Item]):
             generator=torch.Generator(),
         )
         self._owner = os.getpid()
-        self._iterator = iter(loader)
+        with _signals_held_back():
+            self._iterator = iter(loader)
         _LIVE.add(self)
 
     def __next__(self) -> Item:
@@ -79,13 +81,28 @@ def _close_all() -> None:
         stream.close()
 
 
+# A scheduler signals the whole process group with one of these.
+_OF_THE_SCHEDULER: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@contextmanager
+def _signals_held_back() -> Generator[None]:
+    """Until the end of the block; processes started in it begin that way, so that none dies before it ignores them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_SCHEDULER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(worker: int) -> None:
     """Runs first in every worker: only the training process decides when to stop, and one core is one worker's share.
 
-    A scheduler signals the whole process group; workers that died of it would make the trainer fail before it saves.
+    Workers that died of a scheduler's signal would make the trainer fail before it saves.
     """
-    for ignored in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for ignored in _OF_THE_SCHEDULER:
         signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_SCHEDULER)
     torch.set_num_threads(1)
 
 
