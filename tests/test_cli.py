@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from clip_med.cli import main
+from clip_med.cli import build_parser, main
 from clip_med.data.sample import Sample
 from clip_med.data.shard_writer import ShardWriter
 
@@ -139,6 +142,22 @@ def test_help_of_table_has_an_example(capsys: pytest.CaptureFixture[str]) -> Non
         main(["data", "table", "--help"])
     assert stop.value.code == 0
     assert "example: clip-med data table studies.csv --images-root images" in capsys.readouterr().out
+
+
+def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from all_parsers(child)
+
+
+def test_every_help_can_be_printed_and_has_an_example() -> None:
+    """Found by use: a lone % in the help of one command made its parent's fail."""
+    parsers = list(all_parsers(build_parser()))
+    assert len(parsers) > 40
+    without = [parser.prog for parser in parsers if not re.search("^examples?:", parser.format_help(), re.MULTILINE)]
+    assert without == ["clip-med knowledge", "clip-med slurm", "clip-med config", "clip-med config list"]
 
 
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,7 +85,7 @@ def _add_grid(actions: Any) -> None:
 
 
 def _add_table(actions: Any) -> None:
-    text = "mean, standard deviation and 95 % interval over seeds, and a plot over shots"
+    text = "mean, standard deviation and interval over seeds, and a plot over shots"
     table = actions.add_parser(
         "table",
         help=text,
