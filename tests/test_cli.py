@@ -148,7 +148,7 @@ def all_parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPa
     yield parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
+            for child in (action.choices or {}).values():
                 yield from all_parsers(child)
 
 
