@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,7 @@ from clip_med.prompt_learning.linear_probe import Held, LinearProbeConfig, Targe
 from clip_med.prompt_learning.shots import Draw, draw_shots
 from clip_med.prompt_learning.tune_data import TaskData
 from zero_shot.classify import classification_results
-from zero_shot.intervals import bootstrap_metrics
-from zero_shot.metrics import auroc, average_precision
+from zero_shot.multi_label import label_results, label_targets
 from zero_shot.result import Result
 from zero_shot.scores import ClassScores
 
@@ -100,21 +99,15 @@ def multi_labelled(shards: ShardSet, classes: Sequence[str], dataset: str | None
     Raises:
         ValueError: no sample, or a label that no sample has.
     """
-    indices: list[int] = []
-    rows: list[list[bool]] = []
-    groups: list[str] = []
-    for index in range(len(shards)):
-        sample = shards.metadata(index)
-        if dataset is None or sample.dataset == dataset:
-            indices.append(index)
-            rows.append([label in sample.labels for label in classes])
-            groups.append(sample.group)
-    if not indices:
+    every = ((index, shards.metadata(index)) for index in range(len(shards)))
+    chosen = {index: sample for index, sample in every if dataset is None or sample.dataset == dataset}
+    if not chosen:
         raise ValueError(f"no sample of data set {dataset!r}")
-    targets = np.array(rows, dtype=bool).reshape(len(rows), len(classes))
+    targets = label_targets(list(chosen.values()), classes)
     if without := [label for label, count in zip(classes, targets.sum(axis=0).tolist(), strict=True) if not count]:
         raise ValueError(f"{shards.tar(0)}: no sample has the label {without[0]!r}")
-    return MultiLabelled(shards=shards, indices=tuple(indices), targets=targets, groups=tuple(groups))
+    groups = tuple(sample.group for sample in chosen.values())
+    return MultiLabelled(shards=shards, indices=tuple(chosen), targets=targets, groups=groups)
 
 
 def probe_labels(
@@ -156,28 +149,4 @@ def probe_labels(
     )
 
 
-def label_results(
-    scores: NDArray[np.floating],
-    targets: NDArray[np.bool_],
-    classes: Sequence[str],
-    *,
-    groups: Sequence[Hashable] | None = None,
-    seed: int = 0,
-) -> list[Result]:
-    """Macro AUROC and AUPRC over the labels that have both sides, then each label's, with 95 % bootstrap intervals."""
-
-    def of_set(rows: NDArray[np.int64]) -> list[float]:
-        areas = [auroc(scores[rows, k], targets[rows, k]) for k in range(len(classes))]
-        precisions = [average_precision(scores[rows, k], targets[rows, k]) for k in range(len(classes))]
-        return [_mean(areas), _mean(precisions), *areas, *precisions]
-
-    names = ["macro AUROC", "macro AUPRC", *(f"AUROC {c}" for c in classes), *(f"AUPRC {c}" for c in classes)]
-    return bootstrap_metrics(of_set, names=names, n=len(scores), groups=groups, seed=seed)
-
-
-def _mean(values: Sequence[float]) -> float:
-    defined = [value for value in values if not np.isnan(value)]
-    return float(np.mean(defined)) if defined else float("nan")
-
-
-__all__ = ["MultiLabelled", "ProbeOutcome", "label_results", "multi_labelled", "probe_classes", "probe_labels"]
+__all__ = ["MultiLabelled", "ProbeOutcome", "multi_labelled", "probe_classes", "probe_labels"]

@@ -18,6 +18,7 @@ from zero_shot.report_charts import Line, bar, plot, swatch
 from zero_shot.report_page import note, wide
 from zero_shot.result import Result
 from zero_shot.shown import Scored
+from zero_shot.sorted_scores import SortedScores
 from zero_shot.table import cell
 
 _BINS: Final = 10
@@ -47,14 +48,14 @@ def class_figures(task: TaskReport, scored: Scored, *, seed: int = 0) -> tuple[C
     """
     count, total = len(task.classes), len(scored.truth)
     answer = scored.scores.argmax(axis=1)
-    curves = [_Sorted(scored.scores[:, c], scored.truth == c) for c in range(count)]
+    curves = [SortedScores(scored.scores[:, c], scored.truth == c) for c in range(count)]
 
     def metrics(rows: NDArray[np.int64]) -> list[float]:
         confusion = confusion_matrix(answer[rows], scored.truth[rows], count)
         either = (confusion.sum(axis=0) + confusion.sum(axis=1)).astype(np.float64)
         either[either == 0] = np.nan
         weights = np.bincount(rows, minlength=total)
-        return [*(2 * np.diag(confusion) / either).tolist(), *(curve.area(weights) for curve in curves)]
+        return [*(2 * np.diag(confusion) / either).tolist(), *(curve.areas(weights)[0] for curve in curves)]
 
     names = [f"{what} {label}" for what in ("F1", "AUROC") for label in task.classes]
     found = bootstrap_metrics(metrics, names=names, n=total, groups=scored.groups, seed=seed)
@@ -62,41 +63,6 @@ def class_figures(task: TaskReport, scored: Scored, *, seed: int = 0) -> tuple[C
         ClassFigures(label=label, images=recall.n, recall=recall, f1=f1, auroc=auroc)
         for label, recall, f1, auroc in zip(task.classes, task.recalls, found[:count], found[count:], strict=True)
     )
-
-
-class _Sorted:
-    """Scores [N] of one class sorted once, so that a drawn set is its counts."""
-
-    def __init__(self, scores: NDArray[np.float64], positive: NDArray[np.bool_]) -> None:
-        _, self._place = np.unique(scores, return_inverse=True)
-        self._positive = positive
-
-    def counts(self, weights: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Positives and negatives of each distinct score, lowest score first."""
-        weighted = weights.astype(np.float64)
-        positives = np.bincount(self._place, weights=weighted * self._positive).astype(np.float64)
-        return positives, np.bincount(self._place, weights=weighted) - positives
-
-    def area(self, weights: NDArray[np.integer]) -> float:
-        """P(score of a positive > of a negative) + half the probability of a tie."""
-        positives, negatives = self.counts(weights)
-        pairs = positives.sum() * negatives.sum()
-        return float((positives * (negatives.cumsum() - negatives / 2)).sum() / pairs) if pairs else float("nan")
-
-
-def roc_points(
-    scores: NDArray[np.float64], positive: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """False and true positive rates at every distinct score, from (0, 0) to (1, 1); equal scores are one step.
-
-    NaN where there is no positive or no negative.
-    """
-    positives, negatives = _Sorted(scores, positive).counts(np.ones(len(scores), dtype=np.int64))
-    rates: list[NDArray[np.float64]] = []
-    for found in (negatives, positives):
-        total = found.sum()
-        rates.append(np.concatenate([[0.0], found[::-1].cumsum()]) / (total or np.nan))
-    return rates[0], rates[1]
 
 
 def curve_styles(figures: Sequence[ClassFigures]) -> list[int | None]:
@@ -153,7 +119,7 @@ def curves(figures: Sequence[ClassFigures], scored: Scored, *, seed: int = 0) ->
     """ROC curves of all classes, and the reliability of the highest share."""
     lines: list[Line] = []
     for number, style in enumerate(curve_styles(figures)):
-        false, true = roc_points(scored.scores[:, number], scored.truth == number)
+        false, true = SortedScores(scored.scores[:, number], scored.truth == number).roc()
         lines.append(Line(xs=false.tolist(), ys=true.tolist(), style=style))
     roc = plot(
         lines,
@@ -210,4 +176,4 @@ def _reliability(bins: Sequence[Bin], scored: Scored, *, described: str, seed: i
     )
 
 
-__all__ = ["ClassFigures", "class_figures", "class_table", "confusion_table", "curve_styles", "curves", "roc_points"]
+__all__ = ["ClassFigures", "class_figures", "class_table", "confusion_table", "curve_styles", "curves"]

@@ -13,9 +13,10 @@ from zero_shot.evaluation import TaskReport
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.metrics import auroc, confusion_matrix, macro_auroc, macro_f1
 from zero_shot.report_charts import Line, bar, plot, ticks
-from zero_shot.report_classes import class_figures, class_table, confusion_table, curve_styles, curves, roc_points
+from zero_shot.report_classes import class_figures, class_table, confusion_table, curve_styles, curves
 from zero_shot.report_page import html_table
 from zero_shot.shown import Scored
+from zero_shot.sorted_scores import SortedScores
 
 NAMES = ("a", "b <i>", "c", "never")
 
@@ -74,12 +75,12 @@ def test_classes_average_to_the_macro_figures(task: tuple[TaskReport, Scored]) -
 def test_the_area_under_the_drawn_points_is_the_auroc(task: tuple[TaskReport, Scored]) -> None:
     _, scored = task
     for number in range(3):
-        false, true = roc_points(scored.scores[:, number], scored.truth == number)
+        false, true = SortedScores(scored.scores[:, number], scored.truth == number).roc()
         assert (false[0], true[0], false[-1], true[-1]) == (0, 0, 1, 1)
         assert (np.diff(false) >= 0).all()
         area = float(np.trapezoid(true, false))
         assert area == pytest.approx(auroc(scored.scores[:, number], scored.truth == number), abs=1e-12)
-    assert np.isnan(roc_points(scored.scores[:, 3], scored.truth == 3)[1]).all()
+    assert np.isnan(SortedScores(scored.scores[:, 3], scored.truth == 3).roc()[1]).all()
 
 
 def test_confusion_shows_counts_and_shares_of_rows(task: tuple[TaskReport, Scored]) -> None:
