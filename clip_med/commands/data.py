@@ -6,23 +6,17 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from clip_med.commands import data_card, data_dedup, data_images, data_privacy, data_tables
+from clip_med.commands import data_card, data_dedup, data_privacy
+from clip_med.commands.data_images import IMAGES
+from clip_med.commands.data_sources import add_source
+from clip_med.commands.data_tables import TABLES
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
-_EXAMPLES = """examples:
-  clip-med data table studies.csv --images-root images --out shards/mine
-  clip-med data folder images/ --modality ultrasound --out shards/mine
-  clip-med data medmnist breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine
-  clip-med data dicom export/ --out shards/ct --window lung
-  clip-med data volumes scans/ --modality CT --window lung --step 5 --out shards/ct
-  clip-med data slides scans/ --mpp 0.5 --tile 256 --out shards/slides
-  clip-med data dedup shards/train --against shards/test --out shards/train-clean
-  clip-med data verify shards/mine/train
-  clip-med data card shards/mine
-"""
+# Every source; `clip-med data --help` lists them.
+SOURCES: Final = (*TABLES, *IMAGES)
 
 
 def add_parser(commands: Any) -> None:
@@ -31,7 +25,7 @@ def add_parser(commands: Any) -> None:
         "data",
         help="make, index, verify and show WebDataset shards",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_EXAMPLES,
+        epilog=_examples(),
     )
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     index = _add(actions, "index", _index, "index tars (ours, or written by open_clip, img2dataset or webdataset)")
@@ -48,12 +42,19 @@ def add_parser(commands: Any) -> None:
     show.add_argument(
         "--sheet", metavar="FILE", type=Path, help="write a contact sheet of evenly spread images (.png, .jpg)"
     )
-    data_tables.add_tables(actions)
-    data_images.add_images(actions)
+    for source in SOURCES:
+        add_source(actions, source)
     data_privacy.add_privacy(actions)
     data_dedup.add_dedup(actions)
     data_card.add_card(actions)
     _add_phantoms(actions)
+
+
+def _examples() -> str:
+    words = [f"{source.name} {source.example}" for source in SOURCES]
+    words += ["dedup shards/train --against shards/test --out shards/train-clean"]
+    words += ["verify shards/mine/train", "card shards/mine"]
+    return "\n".join(["examples:", *(f"  clip-med data {line}" for line in words)])
 
 
 def _add(actions: Any, name: str, call: Callable[[argparse.Namespace], int], help_text: str) -> Any:
@@ -169,4 +170,4 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-__all__ = ["add_parser"]
+__all__ = ["SOURCES", "add_parser"]

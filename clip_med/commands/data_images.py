@@ -4,36 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from clip_med.commands.data_sources import add_source, add_window, file, folder, naming_extra, settings
+from clip_med.commands.data_sources import (
+    SourceCommand,
+    add_group_pattern,
+    add_window,
+    file,
+    folder,
+    naming_extra,
+    settings,
+)
 
 if TYPE_CHECKING:
     from data_prep.record import Source
 
 
-def add_images(actions: Any) -> None:
-    """Add an action for each source."""
-    _add_folder(actions)
-    _add_medmnist(actions)
-    _add_dicom(actions)
-    _add_volumes(actions)
-    _add_slides(actions)
-
-
-def _add_folder(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "folder",
-        _folder,
-        text="make shards from images in folders named after their class",
-        note="CLASS/.../image, or train|val|test/CLASS/.../image.",
-        example="images/ --modality ultrasound --out shards/mine",
-    )
+def _folder_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="holds a folder per class, or per split")
-    parser.add_argument(
-        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
-    )
+    add_group_pattern(parser)
 
 
 def _folder(arguments: argparse.Namespace) -> Source:
@@ -42,15 +31,17 @@ def _folder(arguments: argparse.Namespace) -> Source:
     return ImageFolderSource(folder(arguments.root), settings(ImageFolderConfig, arguments))
 
 
-def _add_medmnist(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "medmnist",
-        _medmnist,
-        text="make shards from an .npz in the form of MedMNIST, with its official splits",
-        note="One class, several labels or grades per image.",
-        example="breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine",
-    )
+FOLDER = SourceCommand(
+    name="folder",
+    text="make shards from images in folders named after their class",
+    note="CLASS/.../image, or train|val|test/CLASS/.../image.",
+    example="images/ --modality ultrasound --out shards/mine",
+    options=_folder_options,
+    build=_folder,
+)
+
+
+def _medmnist_options(parser: Any) -> None:
     parser.add_argument("file", metavar="FILE.npz", type=Path, help="SPLIT_images and SPLIT_labels of train, val, test")
     parser.add_argument("--classes", metavar="NAME", nargs="+", required=True, help="of the classes, by number")
     parser.add_argument("--negative", metavar="TEXT", default="no finding", help="label of an image without any")
@@ -62,15 +53,17 @@ def _medmnist(arguments: argparse.Namespace) -> Source:
     return MedMnistSource(file(arguments.file), settings(MedMnistConfig, arguments))
 
 
-def _add_dicom(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "dicom",
-        _dicom,
-        text="make shards from a folder of DICOM files",
-        note="Pixels and an allow-list of coded fields leave a file, nothing else.",
-        example="export/ --out shards/ct --window lung --frames all",
-    )
+MEDMNIST = SourceCommand(
+    name="medmnist",
+    text="make shards from an .npz in the form of MedMNIST, with its official splits",
+    note="One class, several labels or grades per image.",
+    example="breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine",
+    options=_medmnist_options,
+    build=_medmnist,
+)
+
+
+def _dicom_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
     add_window(parser, "what the file says")
     parser.add_argument("--window-index", metavar="N", type=int, default=0, help="which of several windows; default 0")
@@ -87,15 +80,17 @@ def _dicom(arguments: argparse.Namespace) -> Source:
     return DicomSource(folder(arguments.root), settings(DicomConfig, arguments, pixels=pixels))
 
 
-def _add_volumes(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "volumes",
-        _volumes,
-        text="make shards from NIfTI volumes, as slices or whole",
-        note="Every file is a case; --modality is required.",
-        example="scans/ --modality CT --window lung --step 5 --out shards/ct",
-    )
+DICOM = SourceCommand(
+    name="dicom",
+    text="make shards from a folder of DICOM files",
+    note="Pixels and an allow-list of coded fields leave a file, nothing else.",
+    example="export/ --out shards/ct --window lung --frames all",
+    options=_dicom_options,
+    build=_dicom,
+)
+
+
+def _volumes_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .nii and .nii.gz files, at any depth")
     parser.add_argument(
         "--whole", action="store_true", help="keep volumes with their values as .npy, which models of 2-D images refuse"
@@ -112,16 +107,17 @@ def _volumes(arguments: argparse.Namespace) -> Source:
     return VolumeSource(folder(arguments.root), settings(VolumeConfig, arguments))
 
 
-def _add_slides(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "slides",
-        _slides,
-        text="make shards from tiles of whole-slide images",
-        note="Tiles without enough tissue are left out; OUT.overviews, beside OUT, gets a picture of every slide with "
-        "the tiles that were taken, named like the slide.",
-        example="scans/ --mpp 0.5 --tile 256 --out shards/slides",
-    )
+VOLUMES = SourceCommand(
+    name="volumes",
+    text="make shards from NIfTI volumes, as slices or whole",
+    note="Every file is a case; --modality is required.",
+    example="scans/ --modality CT --window lung --step 5 --out shards/ct",
+    options=_volumes_options,
+    build=_volumes,
+)
+
+
+def _slides_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .svs, .ndpi, .tif and the like")
     resolution = parser.add_mutually_exclusive_group()
     resolution.add_argument("--mpp", metavar="MICROMETRES", type=float, default=0.5, help="per pixel; default 0.5")
@@ -133,9 +129,7 @@ def _add_slides(actions: Any) -> None:
     parser.add_argument("--min-tissue", metavar="SHARE", type=float, default=0.5, help="of a tile; default 0.5")
     parser.add_argument("--slide-mpp", metavar="MICROMETRES", type=float, help="of slides that do not say theirs")
     parser.add_argument("--image-format", default="jpg", choices=("jpg", "png"), help="default jpg, quality 95")
-    parser.add_argument(
-        "--group-pattern", metavar="REGEX", default="", help="its one group finds the patient in a path"
-    )
+    add_group_pattern(parser)
     parser.add_argument(
         "--class-folders", action="store_true", help="the folder directly below DIR names the class of its slides"
     )
@@ -154,4 +148,16 @@ def _slides(arguments: argparse.Namespace) -> Source:
     return SlideSource(folder(arguments.root), settings(SlideConfig, arguments), overviews)
 
 
-__all__ = ["add_images"]
+SLIDES = SourceCommand(
+    name="slides",
+    text="make shards from tiles of whole-slide images",
+    note="Tiles without enough tissue are left out; OUT.overviews, beside OUT, gets a picture of every slide with "
+    "the tiles that were taken, named like the slide.",
+    example="scans/ --mpp 0.5 --tile 256 --out shards/slides",
+    options=_slides_options,
+    build=_slides,
+)
+
+IMAGES: Final = (FOLDER, MEDMNIST, DICOM, VOLUMES, SLIDES)
+
+__all__ = ["IMAGES"]

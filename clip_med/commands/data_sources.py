@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,21 +23,46 @@ if TYPE_CHECKING:
 WINDOWS = ("file", "lung", "bone", "soft_tissue", "brain", "mediastinum")
 
 
-def add_source(
-    actions: Any, name: str, build: Callable[[argparse.Namespace], Source], *, text: str, note: str, example: str
-) -> Any:
-    """An action with the options that every source has."""
+@dataclass(frozen=True, kw_only=True)
+class SourceCommand:
+    """A source as an action of `clip-med data`: all that the command line knows of it.
+
+    Attributes:
+        text: what it does, without a full stop; `note` adds to it.
+        example: what follows the name.
+        options: adds the arguments that no other source has.
+        build: makes the source of them, with its settings (see `settings`).
+    """
+
+    name: str
+    text: str
+    note: str
+    example: str
+    options: Callable[[Any], None]
+    build: Callable[[argparse.Namespace], Source]
+
+
+def add_source(actions: Any, source: SourceCommand) -> None:
+    """The action of a source, with the options that every source has and its own."""
     parser = actions.add_parser(
-        name,
-        help=text,
-        description=f"{text}. {note} What is left out is counted and listed in OUT/rejected.jsonl. Interrupting and "
-        "repeating is safe.",
-        epilog=f"example: clip-med data {name} {example}",
+        source.name,
+        help=source.text,
+        description=f"{source.text}. {source.note} What is left out is counted and listed in OUT/rejected.jsonl. "
+        "Interrupting and repeating is safe.",
+        epilog=f"example: clip-med data {source.name} {source.example}",
         allow_abbrev=False,
     )
+    source.options(parser)
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="gets one folder per split")
     for field in ("modality", "dataset", "split"):
         parser.add_argument(f"--{field}", metavar="TEXT", help=f"the {field} of every sample, whatever the source says")
+    _add_splitting(parser)
+    _add_captions(parser)
+    _add_writing(parser)
+    parser.set_defaults(call=partial(_run, source))
+
+
+def _add_splitting(parser: Any) -> None:
     parser.add_argument(
         "--fractions",
         metavar="SHARE",
@@ -59,6 +85,9 @@ def add_source(
         help="of a patient or case that the source puts into several splits; drop: it stays in the last of train, val "
         "and test only; default refuse",
     )
+
+
+def _add_captions(parser: Any) -> None:
     parser.add_argument("--templates", metavar="FILE.yaml", type=Path, help="sentences for samples with a label only")
     parser.add_argument(
         "--write",
@@ -76,7 +105,6 @@ def add_source(
         default=[],
         help="all labels that were looked for, or a group of the knowledge base: what an image lacks is absent",
     )
-    parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
     parser.add_argument(
         "--scrub",
         action=argparse.BooleanOptionalAction,
@@ -84,6 +112,10 @@ def add_source(
         help="replace names, dates, numbers, addresses in captions, as far as rules find them (see docs/data_prep.md); "
         "on unless you switch it off, which public sets can do",
     )
+
+
+def _add_writing(parser: Any) -> None:
+    parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
     parser.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="default 1000")
     parser.add_argument(
         "--secret", metavar="FILE", type=Path, help="key of the hashes; default: OUT.secret, beside OUT"
@@ -91,8 +123,11 @@ def add_source(
     parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that check images; default 0")
     parser.add_argument("--strict", action="store_true", help="look at every image first and refuse all if one is bad")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
-    parser.set_defaults(call=partial(_run, build))
-    return parser
+
+
+def add_group_pattern(parser: Any) -> None:
+    """The option that finds the patient in a path."""
+    parser.add_argument("--group-pattern", metavar="REGEX", help="its one group finds the patient in a path")
 
 
 def add_window(parser: Any, default: str) -> None:
@@ -101,7 +136,7 @@ def add_window(parser: Any, default: str) -> None:
 
 
 def settings(kind: type[SettingsT], arguments: argparse.Namespace, **more: Any) -> SettingsT:
-    """The configuration of a source: each of its fields from the option of that name, or from `more`.
+    """The configuration of a source: each of its fields from `more`, else from the option of that name if it was given.
 
     Raises:
         ConfigError: a value that the configuration refuses.
@@ -109,16 +144,16 @@ def settings(kind: type[SettingsT], arguments: argparse.Namespace, **more: Any) 
     from clip_med.config import validate
 
     names = [field.name for field in dataclasses.fields(kind)]
-    given = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
+    given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     return validate(kind, {**plain, **more})
 
 
-def _run(build: Callable[[argparse.Namespace], Source], arguments: argparse.Namespace) -> int:
+def _run(command: SourceCommand, arguments: argparse.Namespace) -> int:
     from data_prep.rejections import REJECTED_FILE
     from data_prep.writing import source_to_shards
 
-    source = build(arguments)
+    source = command.build(arguments)
     with ItemDisplay(quiet=arguments.json) as display:
         report = source_to_shards(
             source,
@@ -178,4 +213,13 @@ def naming_extra(extra: str) -> Iterator[None]:
         raise ValueError(f"{error.name} is not installed: pip install 'clip-med[{extra}]'") from error
 
 
-__all__ = ["add_source", "add_window", "file", "folder", "naming_extra", "settings"]
+__all__ = [
+    "SourceCommand",
+    "add_group_pattern",
+    "add_source",
+    "add_window",
+    "file",
+    "folder",
+    "naming_extra",
+    "settings",
+]

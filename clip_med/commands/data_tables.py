@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from clip_med.commands.data_sources import add_source, file, folder, naming_extra, settings
+from clip_med.commands.data_sources import SourceCommand, add_group_pattern, file, folder, naming_extra, settings
 
 if TYPE_CHECKING:
     from data_prep.record import Source
@@ -16,15 +16,6 @@ _FIELDS = (
     *("absent", "age", "sex", "site", "sequence", "window"),
 )
 _PRESETS = ("roco", "rocov2", "pmc-oa")
-_GROUP_HELP = "its one group finds the patient in a path"
-
-
-def add_tables(actions: Any) -> None:
-    """Add an action for each source."""
-    _add_table(actions)
-    _add_huggingface(actions)
-    _add_few_shot(actions)
-    _add_reports(actions)
 
 
 def add_columns(parser: Any) -> None:
@@ -46,21 +37,13 @@ def columns(arguments: argparse.Namespace) -> dict[str, list[str]]:
     return {field: names for field, names in chosen.items() if names is not None}
 
 
-def _add_table(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "table",
-        _table,
-        text="make shards from a table of image paths with captions or labels",
-        note="A .csv, .tsv, .jsonl or .parquet file.",
-        example="studies.csv --images-root images --out shards/mine --modality X-ray",
-    )
+def _table_options(parser: Any) -> None:
     parser.add_argument("manifest", metavar="MANIFEST", type=Path, help="a .csv, .tsv, .jsonl or .parquet file")
     parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
     add_columns(parser)
     parser.add_argument("--preset", choices=_PRESETS, help="a published table, whose columns are known")
     parser.add_argument("--path-suffix", metavar="TEXT", help="added to every path, for example .jpg")
-    parser.add_argument("--group-pattern", metavar="REGEX", help=_GROUP_HELP)
+    add_group_pattern(parser)
 
 
 def _table(arguments: argparse.Namespace) -> Source:
@@ -79,15 +62,17 @@ def _table(arguments: argparse.Namespace) -> Source:
     return TableSource(file(arguments.manifest), root, settings(TableConfig, arguments, **more))
 
 
-def _add_huggingface(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "huggingface",
-        _huggingface,
-        text="make shards from Parquet or Arrow files with images in them, as Hugging Face datasets have them",
-        note="Splits come from the names of folders and files. Needs pyarrow.",
-        example="downloads/pathvqa --caption-column answer --modality histology --out shards/mine",
-    )
+TABLE = SourceCommand(
+    name="table",
+    text="make shards from a table of image paths with captions or labels",
+    note="A .csv, .tsv, .jsonl or .parquet file.",
+    example="studies.csv --images-root images --out shards/mine --modality X-ray",
+    options=_table_options,
+    build=_table,
+)
+
+
+def _huggingface_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .parquet or .arrow files, at any depth")
     add_columns(parser)
 
@@ -99,18 +84,20 @@ def _huggingface(arguments: argparse.Namespace) -> Source:
     return EmbeddedSource(folder(arguments.root), settings(EmbeddedConfig, arguments, columns=columns(arguments)))
 
 
-def _add_few_shot(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "few-shot",
-        _few_shot,
-        text="make shards from a few-shot split JSON in the form of CoOp, with its splits",
-        note='{"train": [[path, label, class name], ...], "val": ..., "test": ...}.',
-        example="split_zhou_BUSI.json --images-root BUSI --out shards/busi --modality ultrasound",
-    )
+HUGGINGFACE = SourceCommand(
+    name="huggingface",
+    text="make shards from Parquet or Arrow files with images in them, as Hugging Face datasets have them",
+    note="Splits come from the names of folders and files. Needs pyarrow.",
+    example="downloads/pathvqa --caption-column answer --modality histology --out shards/mine",
+    options=_huggingface_options,
+    build=_huggingface,
+)
+
+
+def _few_shot_options(parser: Any) -> None:
     parser.add_argument("file", metavar="FILE.json", type=Path, help="lists of [path, label, class name] by split")
     parser.add_argument("--images-root", metavar="DIR", type=Path, required=True, help="paths are relative to this")
-    parser.add_argument("--group-pattern", metavar="REGEX", default="", help=_GROUP_HELP)
+    add_group_pattern(parser)
 
 
 def _few_shot(arguments: argparse.Namespace) -> Source:
@@ -120,15 +107,17 @@ def _few_shot(arguments: argparse.Namespace) -> Source:
     return FewShotSource(file(arguments.file), root, settings(FewShotConfig, arguments))
 
 
-def _add_reports(actions: Any) -> None:
-    parser = add_source(
-        actions,
-        "reports",
-        _reports,
-        text="make shards from a tree of radiology reports with the images of their studies",
-        note="Text reports as in MIMIC-CXR, XML reports as in Open-i.",
-        example="mimic-cxr-reports/files --images-root mimic-cxr-jpg/files --modality X-ray --out shards/mimic",
-    )
+FEW_SHOT = SourceCommand(
+    name="few-shot",
+    text="make shards from a few-shot split JSON in the form of CoOp, with its splits",
+    note='{"train": [[path, label, class name], ...], "val": ..., "test": ...}.',
+    example="split_zhou_BUSI.json --images-root BUSI --out shards/busi --modality ultrasound",
+    options=_few_shot_options,
+    build=_few_shot,
+)
+
+
+def _reports_options(parser: Any) -> None:
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of .txt or .xml reports, at any depth")
     parser.add_argument("--images-root", metavar="DIR", type=Path, help="the same tree with images; default: DIR")
     parser.add_argument(
@@ -144,7 +133,7 @@ def _add_reports(actions: Any) -> None:
         choices=("apart", "together"),
         help="each image of a study is a sample, or all are one, of which training shows one at a time; default apart",
     )
-    parser.add_argument("--group-pattern", metavar="REGEX", default="", help=_GROUP_HELP)
+    add_group_pattern(parser)
     parser.add_argument(
         "--table",
         metavar="FILE.csv",
@@ -163,4 +152,15 @@ def _reports(arguments: argparse.Namespace) -> Source:
     return ReportTreeSource(root, images, settings(ReportTreeConfig, arguments))
 
 
-__all__ = ["add_columns", "add_tables", "columns"]
+REPORTS = SourceCommand(
+    name="reports",
+    text="make shards from a tree of radiology reports with the images of their studies",
+    note="Text reports as in MIMIC-CXR, XML reports as in Open-i.",
+    example="mimic-cxr-reports/files --images-root mimic-cxr-jpg/files --modality X-ray --out shards/mimic",
+    options=_reports_options,
+    build=_reports,
+)
+
+TABLES: Final = (TABLE, HUGGINGFACE, FEW_SHOT, REPORTS)
+
+__all__ = ["TABLES"]
