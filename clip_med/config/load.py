@@ -103,7 +103,10 @@ def dump_yaml(config: Any) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal object."""
     import yaml
 
-    return yaml.safe_dump(to_plain(config), sort_keys=False, allow_unicode=True, width=120)
+    # types-PyYAML 6.0.12.20261122 names a type for `width` that it does not define.
+    return yaml.safe_dump(  # pyright: ignore[reportUnknownMemberType]
+        to_plain(config), sort_keys=False, allow_unicode=True, width=120
+    )
 
 
 def config_hash(config: Any) -> str:
