@@ -39,6 +39,7 @@ def test_the_number_of_configurations_is_known() -> None:
         "pretrain/corpus_medclip.yaml",
         "pretrain/corpus_small.yaml",
         "pretrain/corpus_unimed_clip.yaml",
+        "pretrain/corpus_vit.yaml",
         "pretrain/demo.yaml",
         "pretrain/devide.yaml",
         "pretrain/flair.yaml",
@@ -51,6 +52,8 @@ def test_the_number_of_configurations_is_known() -> None:
         "slurm/preemptible.yaml",
         "tune/corpus_a.yaml",
         "tune/corpus_b.yaml",
+        "tune/corpus_vit_a.yaml",
+        "tune/corpus_vit_b.yaml",
     ]
 
 
