@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -15,7 +17,8 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import image_features, text_features
+from clip_med.models.feature_cache import cached_image_features, image_tower_digest
+from clip_med.models.features import text_features
 from zero_shot.classify import classification_results, sensitivity_name
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
 from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport
@@ -37,6 +40,7 @@ _FOUND: Final = 5
 _CHUNK: Final = 256
 
 Progress = Callable[[str, int, int], None]
+_Encode = Callable[..., NDArray[np.float32]]
 
 
 class _ShardImages:
@@ -49,23 +53,13 @@ class _ShardImages:
         self._features: list[NDArray[np.float32]] = []
 
     def features(
-        self, encoder: DualEncoder, indices: Sequence[int], config: EvalConfig, on_progress: Callable[[int, int], None]
+        self, encode: _Encode, indices: Sequence[int], on_progress: Callable[[int, int], None]
     ) -> NDArray[np.float32]:
-        """Unit rows for the samples `indices`; only those that no task before has asked for are encoded."""
+        """Unit rows for the samples `indices`; those that no task before has asked for are read or encoded."""
         new = [index for index in indices if index not in self._row]
         if new:
             self._row |= {index: row for row, index in enumerate(new, start=len(self._row))}
-            self._features.append(
-                image_features(
-                    encoder,
-                    self.shards,
-                    new,
-                    batch_size=config.batch_size,
-                    workers=config.workers,
-                    precision=config.precision,
-                    on_progress=on_progress,
-                )
-            )
+            self._features.append(encode(self.shards, new, on_progress=on_progress))
         return np.concatenate(self._features)[[self._row[index] for index in indices]]
 
 
@@ -81,14 +75,21 @@ class _Prepared:
 
 
 def evaluate(
-    encoder: DualEncoder, config: EvalConfig, *, on_progress: Progress | None = None, sharded: bool = False
+    encoder: DualEncoder,
+    config: EvalConfig,
+    *,
+    cache: Path | None = None,
+    on_progress: Progress | None = None,
+    sharded: bool = False,
 ) -> Evaluation:
     """Run every task; intervals are drawn over whole groups (patients).
 
     All samples are selected and their labels checked before the first image is encoded.
 
     Args:
-        on_progress: called with a task's name, images done and images in all.
+        cache: folder of image features (`clip_med.models.feature_cache`): what is there is not encoded again, and what
+            is encoded is left there. None keeps nothing.
+        on_progress: called with a task's name, images done and images in all, of images that are encoded.
         sharded: every rank of the process group calls this, and retrieval is ranked in parts (see `retrieval_ranks`).
 
     Raises:
@@ -97,6 +98,15 @@ def evaluate(
     """
     opened: dict[str, _ShardImages] = {}
     prepared = [_prepare(task, opened) for task in config.tasks]
+    encode = partial(
+        cached_image_features,
+        encoder,
+        cache=cache,
+        model_digest=None if cache is None else image_tower_digest(encoder),
+        batch_size=config.batch_size,
+        workers=config.workers,
+        precision=config.precision,
+    )
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
     for part in prepared:
@@ -105,7 +115,7 @@ def evaluate(
             if on_progress is not None:
                 on_progress(name, done, total)
 
-        features = part.images.features(encoder, part.indices, config, step)
+        features = part.images.features(encode, part.indices, step)
         if isinstance(part.task, ClassificationTask):
             assert part.truth is not None
             report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)

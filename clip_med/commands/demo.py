@@ -57,7 +57,12 @@ def _demo(arguments: argparse.Namespace) -> int:
         return 130 if summary.stopped_by == "SIGINT" else 0
     print("3/3 evaluating", file=sys.stderr)
     document, evaluation = evaluate_folder(
-        arguments.run, demo_evaluation(phantoms), name="demo", device=arguments.device, report=None
+        arguments.run,
+        demo_evaluation(phantoms),
+        name="demo",
+        device=arguments.device,
+        report=None,
+        cache=arguments.run / "features",
     )
     seconds = time.monotonic() - began
     if arguments.json:

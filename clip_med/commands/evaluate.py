@@ -16,7 +16,9 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "eval",
         help=text,
-        description=text + ". Results of a run are kept in RUN/eval/NAME.json and shown in RUN/report.html.",
+        description=text + ". Results of a run are kept in RUN/eval/NAME.json and shown in RUN/report.html. Image "
+        "features are kept by digests of weights, preprocessing, precision and data, so that another evaluation of the "
+        "same images, such as one with other prompts, encodes none. See docs/evaluation.md.",
         epilog="example: clip-med eval runs/corpus --config configs/eval/corpus.yaml",
         allow_abbrev=False,
     )
@@ -24,6 +26,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
     parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--cache", metavar="DIR", type=Path, help="keep image features here (default: RUN/features)")
+    kept.add_argument("--no-cache", action="store_true", help="keep image features in memory only")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -42,6 +47,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         report=arguments.report,
         images=not arguments.no_images,
+        cache=None if arguments.no_cache else arguments.cache or _own_cache(arguments.model),
     )
     from clip_med.distributed import place
     from zero_shot import table
@@ -57,9 +63,19 @@ def _eval(arguments: argparse.Namespace) -> int:
 
 
 def evaluate_folder(
-    model: Path, config: Any, *, name: str, device: str, report: Path | None, images: bool = True
+    model: Path,
+    config: Any,
+    *,
+    name: str,
+    device: str,
+    report: Path | None,
+    images: bool = True,
+    cache: Path | None = None,
 ) -> tuple[Any, Any]:
     """Evaluate a run or model folder; of a run, keep the results and write the report, with or without images.
+
+    Args:
+        cache: folder of image features; None keeps none.
 
     Returns (JSON, evaluation).
     """
@@ -67,6 +83,7 @@ def evaluate_folder(
     from clip_med.config import config_hash
     from clip_med.data.shard_index import write_atomically
     from clip_med.distributed import place, process_group
+    from clip_med.models.feature_cache import kept_files
     from clip_med.models.folder import load_folder, resolve_folder
     from clip_med.training.metrics_log import read_metrics
     from zero_shot.report import write_report
@@ -75,12 +92,18 @@ def evaluate_folder(
     from zero_shot.suite import evaluate
 
     folder = resolve_folder(model)
-    is_run = (model / "latest.json").is_file()
+    is_run = _is_run(model)
     target = report or (model / "report.html" if is_run else None)
+    encoded: dict[str, int] = {}
     similarity = None
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
         encoder = load_folder(folder).to(chosen)
-        evaluation = evaluate(encoder, config, on_progress=display.on_item, sharded=True)
+
+        def step(task: str, done: int, total: int) -> None:
+            encoded[task] = done
+            display.on_item(task, done, total)
+
+        evaluation = evaluate(encoder, config, cache=cache, on_progress=step, sharded=True)
         if target is not None and images and place(os.environ).rank == 0:
             similarity = similarity_maps(encoder, evaluation)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
@@ -89,6 +112,11 @@ def evaluate_folder(
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
         write_atomically(model / "eval" / f"{name}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    came = f"{sum(encoded.values()):,} encoded on {chosen}"
+    if cache is not None:
+        files, size = kept_files(cache)
+        print(f"image features: {came}; {files} files, {size / 1e6:.1f} MB in {cache}", file=sys.stderr)
+        came += f", the others read from {cache}"
     if target is not None:
         metrics = read_metrics(model / "metrics.jsonl") if is_run else []
         write_report(
@@ -96,13 +124,22 @@ def evaluate_folder(
             title=f"{model.resolve().name}: {name}",
             metrics=metrics,
             evaluation=evaluation,
-            run=what_was_run({"model": folder}, [config], settings=[("encoded on", str(chosen))]),
+            run=what_was_run({"model": folder}, [config], settings=[("image features", came)]),
             similarity=similarity,
             images=images,
             seed=config.seed,
         )
         print(f"report: {target}", file=sys.stderr)
     return document, evaluation
+
+
+def _is_run(model: Path) -> bool:
+    return (model / "latest.json").is_file()
+
+
+def _own_cache(model: Path) -> Path | None:
+    """The folder of image features of a run; a model folder has none."""
+    return model / "features" if _is_run(model) else None
 
 
 __all__ = ["add_parser", "evaluate_folder"]

@@ -24,6 +24,7 @@ from clip_med.models.features import Precision, Progress, evaluating, image_feat
 
 # Part of every digest: raise it when the features of the same weights and images change.
 _VERSION: Final = 1
+_NAME: Final = "image_features-"
 
 
 def image_tower_digest(encoder: DualEncoder) -> str:
@@ -67,6 +68,7 @@ def cached_image_features(
         cache: folder of the files; None keeps nothing. Processes may share it: files appear whole, and two that
             compute the same selection write the same file.
         model_digest: `image_tower_digest(encoder)`, where it is known already.
+        on_progress: images done and images in all where they are encoded; not called where they are read.
 
     Raises:
         ValueError: a damaged sample, or one whose feature is not finite; each by shard and key.
@@ -141,6 +143,12 @@ def cached_view_features(
     return _kept(cache, _digest(encoder, shards, indices, precision, model_digest, views), compute).numpy()
 
 
+def kept_files(cache: Path) -> tuple[int, int]:
+    """How many files of features a folder holds, and their bytes. Any can be deleted: it is computed again."""
+    sizes = [file.stat().st_size for file in cache.glob(f"{_NAME}*.safetensors")]
+    return len(sizes), sum(sizes)
+
+
 def _rows(
     encoder: DualEncoder, images: UInt8[Tensor, "M B 3 S S"], shards: ShardSet, indices: Sequence[int]
 ) -> Float32[Tensor, "M B D"]:
@@ -153,7 +161,7 @@ def _rows(
 
 
 def _kept(cache: Path, digest: str, compute: Any) -> Tensor:
-    file = cache / f"image_features-{digest[:24]}.safetensors"
+    file = cache / f"{_NAME}{digest[:24]}.safetensors"
     features = load_features(file, digest)
     if features is None:
         features = compute()
@@ -180,4 +188,4 @@ def _digest(
     return digest.hexdigest()
 
 
-__all__ = ["cached_image_features", "cached_view_features", "image_tower_digest"]
+__all__ = ["cached_image_features", "cached_view_features", "image_tower_digest", "kept_files"]

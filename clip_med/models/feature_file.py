@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import platform
 from pathlib import Path
 
 from jaxtyping import Float
@@ -19,7 +20,8 @@ def save_features(file: Path, digest: str, features: Float[Tensor, "..."]) -> No
 
     file.parent.mkdir(parents=True, exist_ok=True)
     content = save({"features": features}, metadata={"digest": digest, "content": _content_digest(features)})
-    temporary = file.with_name(f"{file.name}.tmp-{os.getpid()}")
+    # Ranks on several nodes write the same file, and their process ids may be equal.
+    temporary = file.with_name(f"{file.name}.tmp-{platform.node()}-{os.getpid()}")
     with temporary.open("wb") as stream:
         stream.write(content)
         stream.flush()

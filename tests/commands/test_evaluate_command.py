@@ -69,6 +69,35 @@ def test_a_run(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "| task | images | classes | chance | top-1 |" in capsys.readouterr().out
 
 
+def test_features_stay_in_the_run_and_what_is_damaged_is_named(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run", ignore=shutil.ignore_patterns("features", "eval"))
+    command = ["eval", str(run), "--config", str(trained / "small.yaml"), "--device", "cpu", "--no-images", "--json"]
+
+    def said(*more: str) -> tuple[str, str]:
+        assert main([*command, *more]) == 0
+        shown = capsys.readouterr()
+        return shown.out, next((line for line in shown.err.splitlines() if line.startswith("image features")), "")
+
+    alone, line = said("--no-cache")
+    assert line == ""
+    assert not (run / "features").exists()
+    assert "<dd>24 encoded on cpu</dd>" in (run / "report.html").read_text()
+    assert said() == (alone, f"image features: 24 encoded on cpu; 1 files, 0.0 MB in {run / 'features'}")
+    assert said() == (alone, f"image features: 0 encoded on cpu; 1 files, 0.0 MB in {run / 'features'}")
+    assert f"<dd>0 encoded on cpu, the others read from {run / 'features'}</dd>" in (run / "report.html").read_text()
+    assert said("--cache", str(tmp_path / "own"))[1].startswith("image features: 24 encoded on cpu; 1 files")
+    assert not caplog.text
+    (file,) = (run / "features").iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert said()[1].startswith("image features: 24 encoded on cpu; 1 files")
+    assert f"{file}: damaged" in caplog.text
+    with pytest.raises(SystemExit):
+        main([*command, "--cache", "a", "--no-cache"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
 def test_a_model_folder_keeps_nothing_unasked(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = trained / "run/checkpoints/step_00000003/model"
     before = sorted(path.name for path in model.iterdir())

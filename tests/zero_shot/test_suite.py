@@ -204,6 +204,31 @@ def test_every_image_is_encoded_once_without_gradient(shards: Path) -> None:
     assert evaluate(encoder, EvalConfig(tasks=(tasks[2],))).mean_top1 is None
 
 
+def test_another_evaluation_of_the_same_images_encodes_none(shards: Path, tmp_path: Path) -> None:
+    cache, encoder, steps = tmp_path / "features", perfect(), []
+    retrieval = RetrievalTask(name="all", shards=str(shards))
+    tasks = (classification(shards, "odd", datasets=("odd",)), classification(shards), retrieval)
+    first = evaluate(encoder, EvalConfig(tasks=tasks), cache=cache)
+    assert sorted(encoder.images) == list(range(24))
+    assert first.to_dict() == evaluate(perfect(), EvalConfig(tasks=tasks)).to_dict()
+    encoder.images.clear()
+    words = ClassPrompts(classes={"cyst": ("mass",), "mass": ("cyst",), "normal": ("normal",)})
+    other = (
+        classification(shards, "odd", datasets=("odd",), prompts=words),
+        classification(shards, prompts=words, ensemble="max"),
+    )
+    config = EvalConfig(tasks=(*other, retrieval), seed=1, batch_size=7)
+    second = evaluate(encoder, config, cache=cache, on_progress=lambda *step: steps.append(step))
+    assert (encoder.images, steps) == ([], [])
+    # Two of three classes are now called by each other's name.
+    assert values(second.tasks[1])["top-1"] == pytest.approx(4 / 24)
+    assert second.to_dict() == evaluate(perfect(), config).to_dict()
+    # The same keys with another label are other data.
+    elsewhere = write_labelled(tmp_path / "other", {3: {"labels": ("mass",)}})
+    evaluate(encoder, EvalConfig(tasks=(classification(elsewhere, datasets=("odd",)),)), cache=cache)
+    assert sorted(encoder.images) == list(range(1, 24, 2))
+
+
 @pytest.mark.parametrize(("labels", "count"), [((), 0), (("other",), 0), (("cyst", "mass"), 2)])
 def test_a_sample_without_exactly_one_class_is_named_before_any_image_is_read(
     tmp_path: Path, labels: tuple[str, ...], count: int
