@@ -23,6 +23,7 @@ from clip_med.models.construct import construct
 from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.hf_encoder import is_hf_folder, load_hf_folder
+from clip_med.models.knowledge_heads import drop_heads, head_tensors, load_heads, save_heads
 from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
@@ -47,6 +48,8 @@ def build_model(config: ModelConfig) -> DualEncoder:
             return two_tower(config)
         case FolderModel():
             encoder = load_folder(resolve_folder(config.path))
+            # The towers go on; what trains beside them is made anew from the configuration.
+            drop_heads(encoder)
             if config.context_length is None:
                 return encoder
             return extend_context(encoder, config.context_length, keep=config.keep_positions)
@@ -66,6 +69,7 @@ class FolderTensors:
 
     weights: dict[str, Tensor]
     adapters: dict[str, Tensor]
+    heads: dict[str, Tensor]
 
 
 def folder_tensors(encoder: DualEncoder, *, keep: bool = True) -> FolderTensors:
@@ -85,7 +89,9 @@ def folder_tensors(encoder: DualEncoder, *, keep: bool = True) -> FolderTensors:
         return copied
 
     adapters = adapter_tensors(encoder) if encoder.lora is not None else {}
-    return FolderTensors(weights=copies(merged_state(encoder.clip)), adapters=copies(adapters))
+    return FolderTensors(
+        weights=copies(merged_state(encoder.clip)), adapters=copies(adapters), heads=copies(head_tensors(encoder))
+    )
 
 
 def save_folder(
@@ -100,7 +106,8 @@ def save_folder(
     A Hugging Face text tower is described by its absolute folder, since open_clip resolves it by path: after moving
     such a folder, `load_folder` still reads it, and `relocate` mends it for open_clip.
 
-    Of a model with adapters the weights are merged, and the adapters lie beside them (`clip_med.models.lora`).
+    Of a model with adapters the weights are merged, and the adapters lie beside them (`clip_med.models.lora`); so do
+    its knowledge heads (`clip_med.models.knowledge_heads`).
 
     Args:
         tensors: what `folder_tensors` gave earlier; None takes it now.
@@ -127,6 +134,7 @@ def save_folder(
     save_file(tensors.weights, temporary / WEIGHTS_NAMES[0])
     if encoder.lora is not None:
         save_adapters(encoder, temporary, tensors.adapters)
+    save_heads(encoder, temporary, tensors.heads)
     os.rename(temporary, directory)
 
 
@@ -149,7 +157,9 @@ def load_folder(directory: Path) -> DualEncoder:
     clip = construct(model_cfg)
     load_weights(clip, directory)
     preprocess = Preprocess.from_open_clip(document.get("preprocess_cfg", {}))
-    return DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
+    encoder = DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
+    load_heads(encoder, directory)
+    return encoder
 
 
 def load_weights(clip: nn.Module, directory: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import load_folder, resolve_folder
+from clip_med.models.knowledge_heads import drop_heads
 
 # Where towers lie, how they were first filled, and what acts in training only: models may differ in these.
 _NO_ARCHITECTURE: Final = frozenset(
@@ -53,6 +54,7 @@ class ModelFamily:
         if len(paths) < 2:
             raise ValueError(f"at least two models are needed, got {len(paths)}")
         self.encoder = load_folder(resolve_folder(paths[0]))
+        drop_heads(self.encoder)
         self._states: list[dict[str, Tensor]] = [_copied(self.encoder)]
         for path in paths[1:]:
             other = load_folder(resolve_folder(path))

@@ -2,8 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryClass:
+    """A class that is asked for: its label, the texts that its query is made of, and the weight of each."""
+
+    label: str
+    texts: tuple[str, ...]
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderShape:
+    """All sizes of a `QueryDecoder`.
+
+    Attributes:
+        query_width: of the queries, Q.
+        token_width: of the places, K.
+        width: inside the decoder, a multiple of `heads`.
+    """
+
+    query_width: int
+    token_width: int
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 1024
+    dropout: float = 0.1
 
 
 class QueryDecoder(nn.Module):
@@ -11,39 +44,51 @@ class QueryDecoder(nn.Module):
 
     KAD (Zhang et al., arXiv 2302.14042; xiaoman-zhang/KAD): 4 layers, 4 heads, feed-forward 1024, dropout 0.1; a query
     attends to the other queries and to the image. Deviation: one logit for each query in place of two under a softmax,
-    whose difference it is.
+    whose difference it is. It stands in a model as `DualEncoder.queries` and is saved with it (`knowledge_heads`).
 
-    Args:
-        queries: [C, Q], kept as they are and projected by a trained layer.
-        token_width: of the places.
-        width: inside the decoder, a multiple of `heads`.
+    Attributes:
+        classes: those that it is trained on.
+        queries: [C, Q], theirs; unit rows of the knowledge encoder, projected by a trained layer.
     """
 
     queries: Tensor
 
-    def __init__(
-        self,
-        queries: Float[Tensor, "C Q"],
-        token_width: int,
-        *,
-        width: int = 256,
-        layers: int = 4,
-        heads: int = 4,
-        feed_forward: int = 1024,
-        dropout: float = 0.1,
-    ) -> None:
+    def __init__(self, classes: Sequence[QueryClass], queries: Float[Tensor, "C Q"], shape: DecoderShape) -> None:
         super().__init__()
-        self.register_buffer("queries", queries.clone(), persistent=False)
-        self.to_query = nn.Linear(queries.shape[1], width)
-        self.to_memory = nn.Sequential(nn.Linear(token_width, width), nn.LayerNorm(width))
-        layer = nn.TransformerDecoderLayer(width, heads, feed_forward, dropout, batch_first=True, norm_first=True)
-        self.decoder = nn.TransformerDecoder(layer, layers, norm=nn.LayerNorm(width))
+        self.classes, self.shape = tuple(classes), shape
+        self.register_buffer("queries", queries.clone())
+        width = shape.width
+        self.to_query = nn.Linear(shape.query_width, width)
+        self.to_memory = nn.Sequential(nn.Linear(shape.token_width, width), nn.LayerNorm(width))
+        layer = nn.TransformerDecoderLayer(
+            width, shape.heads, shape.feed_forward, shape.dropout, batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, shape.layers, norm=nn.LayerNorm(width))
         self.answer = nn.Linear(width, 1)
 
-    def forward(self, tokens: Float[Tensor, "B P K"]) -> Float[Tensor, "B C"]:
-        """Logits: above 0 where the class is seen in the image."""
-        asked = self.to_query(self.queries).expand(len(tokens), -1, -1)
+    def forward(self, tokens: Float[Tensor, "B P K"], queries: Float[Tensor, "N Q"] | None = None) -> Tensor:
+        """Logits [B, N]: above 0 where the class is seen in the image. `queries`: others than those trained on."""
+        asked = self.to_query(self.queries if queries is None else queries).expand(len(tokens), -1, -1)
         return self.answer(self.decoder(asked, self.to_memory(tokens)))[..., 0]
 
+    def describe(self) -> dict[str, Any]:
+        """What `described` needs besides the tensors, as plain values for JSON."""
+        classes = [{**asdict(one), "texts": list(one.texts), "weights": list(one.weights)} for one in self.classes]
+        return {"classes": classes, "shape": asdict(self.shape)}
 
-__all__ = ["QueryDecoder"]
+    @classmethod
+    def described(cls, document: Mapping[str, Any]) -> QueryDecoder:
+        """A decoder of that description, whose tensors are still to be read.
+
+        Raises:
+            KeyError, TypeError: no such description.
+        """
+        classes = [
+            QueryClass(label=one["label"], texts=tuple(one["texts"]), weights=tuple(one["weights"]))
+            for one in document["classes"]
+        ]
+        shape = DecoderShape(**document["shape"])
+        return cls(classes, torch.zeros(len(classes), shape.query_width), shape)
+
+
+__all__ = ["DecoderShape", "QueryClass", "QueryDecoder"]

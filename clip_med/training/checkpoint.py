@@ -20,12 +20,13 @@ from typing import Any, Final, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_med.data.shard_index import sha256_of, write_atomically
 from clip_med.distributed import gather_objects, rank
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import FolderTensors, folder_tensors, load_weights, save_folder
+from clip_med.models.knowledge_heads import head_parameters, load_heads
 from clip_med.models.lora import load_adapters
 from clip_med.training.optimizer_state import PREFIX, optimizer_tensors, restore_optimizer
 from clip_med.training.tensor_parts import Part, read_parts, take_part
@@ -68,11 +69,10 @@ def take_snapshot(
 
     Args:
         state: plain values; `step` among them.
-        extra: further tensors that training needs, by names of their own; `load_checkpoint` fills them in place. Those
-            that are parameters have a state in the optimiser too.
+        extra: further tensors that training needs, by names of their own; `load_checkpoint` fills them in place.
     """
     model = folder_tensors(encoder, keep=rank() == 0)
-    parameters = _parameters(encoder, extra)
+    parameters = _parameters(encoder)
     assert not any(name.startswith(PREFIX) for name in extra or {})
     part = take_part({**optimizer_tensors(optimizer, parameters), **(extra or {})})
     return Snapshot(model=model, part=part, document=json.dumps(dict(state), indent=1, sort_keys=True) + "\n")
@@ -245,16 +245,16 @@ def load_checkpoint(
         load_weights(encoder.clip, directory / "model")
         if encoder.lora is not None:
             load_adapters(encoder, directory / "model")
-        restore_optimizer(directory / "state", optimizer, _parameters(encoder, extra))
+        load_heads(encoder, directory / "model")
+        restore_optimizer(directory / "state", optimizer, _parameters(encoder))
         read_parts(directory / "state", extra or {})
     except ValueError as error:
         raise CheckpointError(str(error)) from error
     return _read_state(directory)
 
 
-def _parameters(encoder: DualEncoder, extra: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    own = {name: value for name, value in (extra or {}).items() if isinstance(value, nn.Parameter)}
-    return {**dict(encoder.clip.named_parameters()), **own}
+def _parameters(encoder: DualEncoder) -> dict[str, Tensor]:
+    return {**dict(encoder.clip.named_parameters()), **head_parameters(encoder)}
 
 
 def step_of(directory: Path) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.losses.prototypes import class_prototypes
+from clip_med.models.query_decoder import QueryClass
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,15 @@ class ClassSentences:
             texts=texts,
             owner=torch.tensor([number for number, own in enumerate(told.values()) for _ in own]),
             weights=torch.tensor([1.0] * len(texts) if weights is None else [one for own in weights for one in own]),
+        )
+
+    def classes(self) -> tuple[QueryClass, ...]:
+        """What is said of each class, as a decoder keeps it."""
+        owner, weights = self.owner.tolist(), self.weights.tolist()
+        own = [[row for row, number in enumerate(owner) if number == c] for c in range(len(self.labels))]
+        return tuple(
+            QueryClass(label=label, texts=tuple(self.texts[i] for i in rows), weights=tuple(weights[i] for i in rows))
+            for label, rows in zip(self.labels, own, strict=True)
         )
 
     def prototypes(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "C D"]:

@@ -12,13 +12,14 @@ from torch.distributed.tensor import DTensor
 
 from clip_med.distributed import rank, whole
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.knowledge_heads import head_parameters
 from clip_med.training.config import EmaConfig
 
 _PREFIX = "ema/"
 
 
 class Ema:
-    """Exponential average of the trained weights and of running statistics, in fp32, sharded where they are.
+    """Exponential average of trained weights, heads and running statistics, in fp32, sharded where they are.
 
     After a step that ends at n samples: average = d * average + (1 - d) * weight with d = 0.5^(batch / h) and h = the
     smaller of `half_life_samples` and `ramp_up * n`, as Karras et al. count it (arXiv 2206.00364; NVlabs/edm): the
@@ -32,6 +33,7 @@ class Ema:
         self._live: dict[str, Tensor] = {
             name: tensor for name, tensor in (trained | statistics).items() if name in encoder.clip.state_dict()
         }
+        self._live.update(head_parameters(encoder))
         self.tensors: dict[str, Tensor] = {_PREFIX + n: tensor.detach().clone() for n, tensor in self._live.items()}
         """What a checkpoint keeps, by names of its own."""
 
@@ -68,7 +70,7 @@ def for_evaluation(
     A sharded model is put together in rank 0's `replica`, which all ranks must enter for; other models are changed in
     place, on the ranks that ask for it.
     """
-    own: dict[str, Tensor] = encoder.clip.state_dict()
+    own: dict[str, Tensor] = encoder.clip.state_dict() | head_parameters(encoder)
     if any(isinstance(tensor, DTensor) for tensor in own.values()):
         device = encoder.logit_scale.device
         target = {} if replica is None else replica.clip.state_dict()
@@ -85,7 +87,7 @@ def for_evaluation(
             finally:
                 replica.cpu()
         return
-    kept = {name: own[name].clone() for name in weights}
+    kept = {name: own[name].detach().clone() for name in weights}
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)

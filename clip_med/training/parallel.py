@@ -19,7 +19,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from clip_med.distributed import world_size
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.image_tokens import features_and_tokens
-from clip_med.models.query_decoder import QueryDecoder
 from clip_med.training.config import DDPConfig, FSDPConfig, TrainConfig
 from clip_med.training.ema import for_evaluation, replica_of
 
@@ -38,17 +37,17 @@ class Towers:
     copy of the model is refreshed from the fp32 weights before each step, and its gradients are handed back to them.
     Layers that keep statistics of batches stay fp32 in the copy, for their running averages would lose small changes.
 
-    With `queries`, image features are followed by their answers in each row, and the decoder trains as the towers do;
-    `pretrain` refuses it with FSDP2 and `pure_bf16`.
+    Of an encoder with `queries`, image features are followed by their answers in each row, and the decoder trains as
+    the towers do; `pretrain` refuses it with FSDP2 and `pure_bf16`.
     """
 
-    def __init__(self, encoder: DualEncoder, config: TrainConfig, queries: QueryDecoder | None = None) -> None:
+    def __init__(self, encoder: DualEncoder, config: TrainConfig) -> None:
         self._encoder = encoder
         self._autocast = config.precision == "bf16"
         pure, ranks = config.precision == "pure_bf16", world_size()
         sharded = ranks > 1 and isinstance(config.parallel, FSDPConfig)
         self._bf16_copy = _bf16_copy(encoder) if pure and not sharded else None
-        self.module = _Forward(self._bf16_copy or encoder, queries)
+        self.module = _Forward(self._bf16_copy or encoder)
         self._runs: Any = self.module
         self._replica: DualEncoder | None = None
         match config.parallel:
@@ -116,9 +115,9 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> float:
 class _Forward(nn.Module):
     """Both encoders as one module, so that DistributedDataParallel and FSDP2 see one forward pass."""
 
-    def __init__(self, encoder: DualEncoder, queries: QueryDecoder | None) -> None:
+    def __init__(self, encoder: DualEncoder) -> None:
         super().__init__()
-        self.encoder, self.queries = encoder, queries
+        self.encoder = encoder
 
     def forward(self, images: Tensor, tokens: Tensor | None, pooled: Tensor | None) -> tuple[Tensor, Tensor]:
         if pooled is None:
@@ -127,10 +126,11 @@ class _Forward(nn.Module):
         else:
             pooled = pooled.to(self.encoder.dtype)
         text = self.encoder.project_text(pooled)
-        if self.queries is None:
+        queries = self.encoder.queries
+        if queries is None:
             return self.encoder.encode_image(images), text
         image, places = features_and_tokens(self.encoder, images)
-        return torch.cat([image, self.queries(places).to(image.dtype)], dim=1), text
+        return torch.cat([image, queries(places).to(image.dtype)], dim=1), text
 
 
 def _distributed(module: _Forward) -> nn.Module:

@@ -15,7 +15,7 @@ from clip_med.losses.queries import query_loss
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.image_tokens import token_width
-from clip_med.models.query_decoder import QueryDecoder
+from clip_med.models.query_decoder import DecoderShape, QueryDecoder
 from clip_med.models.text_only import TextOnly
 from clip_med.training.class_labels import ClassLabels
 from clip_med.training.class_sentences import ClassSentences
@@ -47,7 +47,7 @@ class QueryConfig:
 
 
 class KnowledgeQueries:
-    """The decoder, which trains with the towers, and the loss of its answers.
+    """The decoder, which trains with the towers as `DualEncoder.queries`, and the loss of its answers.
 
     "Align, Reason and Learn" (Chen et al., arXiv 2209.07118) and KAD let knowledge stand between image and text; here
     it does so as queries. An image with one of the labels answers for all classes; those that it lacks are absent.
@@ -62,15 +62,17 @@ class KnowledgeQueries:
         sentences = ClassSentences.of(settings.prompts)
         self._labels = ClassLabels(sentences.labels, settings.modalities)
         queries = sentences.prototypes(TextOnly(settings.text).features(sentences.texts))
-        self.decoder = QueryDecoder(
-            queries,
-            token_width(model),
+        shape = DecoderShape(
+            query_width=queries.shape[1],
+            token_width=token_width(model),
             width=settings.width,
             layers=settings.layers,
             heads=settings.heads,
             feed_forward=settings.feed_forward,
             dropout=settings.dropout,
-        ).to(model.logit_scale.device)
+        )
+        self.decoder = QueryDecoder(sentences.classes(), queries, shape).to(model.logit_scale.device)
+        model.queries = self.decoder
 
     def coverage(self, samples: Sequence[Sample]) -> str:
         """A line that says how many of the samples take part.

@@ -40,7 +40,7 @@ class TrainStep:
 
     Args:
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        queries: their decoder must be that of `towers`; their loss is added last.
+        queries: of the encoder; their loss is added last.
         terms: what is added to the contrastive loss, each to what the ones before it made.
 
     Raises:

@@ -15,6 +15,7 @@ from clip_med.data.loader import TrainLoader
 from clip_med.distributed import gather_objects, rank
 from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.knowledge_heads import heads
 from clip_med.models.unlock import freeze
 from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
@@ -177,15 +178,13 @@ class _Loop:
         encoder, config = self.encoder, self.config
         self.throughput = Throughput(encoder, config, cached_text=pooled_text is not None)
         # Before the optimiser, which must see the parameters as they lie on the ranks.
-        decoder = None if queries is None else queries.decoder
-        self.towers = Towers(encoder, config, decoder)
+        self.towers = Towers(encoder, config)
         self.optimizer = build_optimizer(encoder, config.optim)
         self.bad_steps = BadSteps(config, encoder)
         self.ema = None if config.ema is None else Ema(encoder, config.ema)
         self.extra: dict[str, Tensor] = {} if self.ema is None else dict(self.ema.tensors)
-        if decoder is not None:
-            add_parameters(self.optimizer, decoder, config.optim, name="queries")
-            self.extra |= {f"queries/{name}": parameter for name, parameter in decoder.named_parameters()}
+        for name, head in heads(encoder).items():
+            add_parameters(self.optimizer, head, config.optim, name=name)
         self.progress = Progress(
             encoder,
             self.optimizer,

@@ -13,15 +13,19 @@ from clip_med.models.construct import construct
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
 from clip_med.models.image_tokens import features_and_tokens, token_width
-from clip_med.models.query_decoder import QueryDecoder
+from clip_med.models.query_decoder import DecoderShape, QueryClass, QueryDecoder
 from tests.tiny_run import TINY
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+SHAPE = DecoderShape(query_width=4, token_width=6, width=8, layers=2, heads=2, feed_forward=16)
+
+
 def decoder(queries: torch.Tensor) -> QueryDecoder:
     torch.manual_seed(0)
-    return QueryDecoder(queries, 6, width=8, layers=2, heads=2, feed_forward=16).double().eval()
+    classes = [QueryClass(label=f"c{i}", texts=("told",), weights=(1.0,)) for i in range(len(queries))]
+    return QueryDecoder(classes, queries, SHAPE).double().eval()
 
 
 def test_queries_in_another_order_answer_in_that_order_and_images_do_not_meet() -> None:
@@ -36,6 +40,9 @@ def test_queries_in_another_order_answer_in_that_order_and_images_do_not_meet() 
     places = torch.randperm(7, generator=generator)
     torch.testing.assert_close(decoder(queries)(tokens[:, places]), answers, rtol=0, atol=1e-12)
     torch.testing.assert_close(decoder(queries)(tokens[1:2]), answers[1:2], rtol=0, atol=1e-12)
+    # Other classes than those of training are asked likewise.
+    torch.testing.assert_close(decoder(queries)(tokens, queries[order]), answers[:, order], rtol=0, atol=1e-12)
+    assert decoder(queries)(tokens, queries[:2]).shape == (3, 2)
 
 
 @pytest.mark.parametrize("name", ["vit", "test_efficientnet", "test_vit"])

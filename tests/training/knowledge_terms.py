@@ -15,6 +15,7 @@ from clip_med.losses.contrastive import build_loss
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model
+from clip_med.models.knowledge_heads import head_parameters, heads
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import OptimConfig, TrainConfig
 from clip_med.training.optim import add_parameters, build_optimizer
@@ -112,16 +113,15 @@ def step_gradients(
             terms.append(prototypes(encoder, weight))
         case _:
             asked = queries(bert, encoder, weight)
-    decoder = None if asked is None else asked.decoder
-    towers = Towers(encoder, settings, decoder)
+    towers = Towers(encoder, settings)
     optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3))
-    if decoder is not None:
-        add_parameters(optimizer, decoder, OptimConfig(lr=1e-3), name="queries")
+    for name, head in heads(encoder).items():
+        add_parameters(optimizer, head, OptimConfig(lr=1e-3), name=name)
     loss = build_loss(InfoNCEConfig())
     step = TrainStep(encoder, towers, optimizer, loss, settings, None, terms, asked)
     result = step.gradients(batch(encoder, own), 0, lambda: None)
     found = gradients(encoder)
-    for name, parameter in () if decoder is None else decoder.named_parameters():
+    for name, parameter in head_parameters(encoder).items():
         assert parameter.grad is not None, name
-        found[f"queries/{name}"] = parameter.grad.clone()
+        found[name] = parameter.grad.clone()
     return result.loss, found

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from clip_med.cli import main
 from clip_med.data.loader import LoaderConfig
 from clip_med.knowledge.prompts import ClassPrompts
 from clip_med.losses.queries import query_loss
 from clip_med.models.compute_config import ComputeConfig
+from clip_med.models.folder import load_folder, resolve_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import FSDPConfig
 from clip_med.training.metrics_log import read_metrics
@@ -86,7 +88,17 @@ def test_a_run_counts_learns_and_goes_on_where_it_was_stopped(config: PretrainCo
     assert pretrain(config, tmp_path / "parts", device="cpu").started_at_step in (5, 6)
     whole = final_tensors(tmp_path / "whole")
     assert final_tensors(tmp_path / "parts") == whole
-    assert {"state/queries/answer.weight", "state/optimizer/queries/answer.weight/exp_avg"} <= whole.keys()
+    assert {"model/queries/answer.weight", "state/optimizer/queries/answer.weight/exp_avg"} <= whole.keys()
+    # Usable afterwards, from the run and from an exported folder.
+    assert main(["export", str(tmp_path / "whole"), str(tmp_path / "model")]) == 0
+    for folder in (tmp_path / "whole", tmp_path / "model"):
+        decoder = load_folder(resolve_folder(folder)).queries
+        assert decoder is not None
+        assert [(one.label, one.texts) for one in decoder.classes][:2] == [
+            ("cyst", ("left effusion",)),
+            ("mass", ("a small nodule",)),
+        ]
+        assert decoder.answer.weight.detach().numpy().tobytes() == whole["model/queries/answer.weight"]
 
 
 def test_what_does_not_go_with_queries_is_refused_by_name(config: PretrainConfig) -> None:
