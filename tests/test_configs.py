@@ -50,6 +50,7 @@ def test_the_number_of_configurations_is_known() -> None:
         "slurm/gpu.yaml",
         "slurm/local.yaml",
         "slurm/preemptible.yaml",
+        "tune/busi.yaml",
         "tune/corpus_a.yaml",
         "tune/corpus_b.yaml",
         "tune/corpus_vit_a.yaml",
