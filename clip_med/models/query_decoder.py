@@ -27,11 +27,13 @@ class DecoderShape:
     Attributes:
         query_width: of the queries, Q.
         token_width: of the places, K.
+        text_width: of text features, D, which can stand in the place of an image; None: no decoder for these.
         width: inside the decoder, a multiple of `heads`.
     """
 
     query_width: int
     token_width: int
+    text_width: int | None = None
     width: int = 256
     layers: int = 4
     heads: int = 4
@@ -43,8 +45,10 @@ class QueryDecoder(nn.Module):
     """A transformer decoder whose queries are fixed embeddings of knowledge and whose memory are places of an image.
 
     KAD (Zhang et al., arXiv 2302.14042; xiaoman-zhang/KAD): 4 layers, 4 heads, feed-forward 1024, dropout 0.1; a query
-    attends to the other queries and to the image. Deviation: one logit for each query in place of two under a softmax,
-    whose difference it is. It stands in a model as `DualEncoder.queries` and is saved with it (`knowledge_heads`).
+    attends to the other queries and to the image, or to a text as a memory of one place. Deviations: one logit for each
+    query in place of two under a softmax, whose difference it is; places and texts have each a layer into the decoder,
+    where KAD's towers end in its width. It stands in a model as `DualEncoder.queries` and is saved with it
+    (`knowledge_heads`).
 
     Attributes:
         classes: those that it is trained on.
@@ -60,6 +64,8 @@ class QueryDecoder(nn.Module):
         width = shape.width
         self.to_query = nn.Linear(shape.query_width, width)
         self.to_memory = nn.Sequential(nn.Linear(shape.token_width, width), nn.LayerNorm(width))
+        text = shape.text_width
+        self.from_text = None if text is None else nn.Sequential(nn.Linear(text, width), nn.LayerNorm(width))
         layer = nn.TransformerDecoderLayer(
             width, shape.heads, shape.feed_forward, shape.dropout, batch_first=True, norm_first=True
         )
@@ -68,8 +74,16 @@ class QueryDecoder(nn.Module):
 
     def forward(self, tokens: Float[Tensor, "B P K"], queries: Float[Tensor, "N Q"] | None = None) -> Tensor:
         """Logits [B, N]: above 0 where the class is seen in the image. `queries`: others than those trained on."""
-        asked = self.to_query(self.queries if queries is None else queries).expand(len(tokens), -1, -1)
-        return self.answer(self.decoder(asked, self.to_memory(tokens)))[..., 0]
+        return self._ask(self.to_memory(tokens), queries)
+
+    def of_text(self, features: Float[Tensor, "B D"], queries: Float[Tensor, "N Q"] | None = None) -> Tensor:
+        """The same of texts, from their features; needs `text_width`."""
+        assert self.from_text is not None, "a decoder for images only"
+        return self._ask(self.from_text(features[:, None]), queries)
+
+    def _ask(self, memory: Float[Tensor, "B P W"], queries: Float[Tensor, "N Q"] | None) -> Float[Tensor, "B N"]:
+        asked = self.to_query(self.queries if queries is None else queries).expand(len(memory), -1, -1)
+        return self.answer(self.decoder(asked, memory))[..., 0]
 
     def describe(self) -> dict[str, Any]:
         """What `described` needs besides the tensors, as plain values for JSON."""

@@ -37,8 +37,8 @@ class Towers:
     copy of the model is refreshed from the fp32 weights before each step, and its gradients are handed back to them.
     Layers that keep statistics of batches stay fp32 in the copy, for their running averages would lose small changes.
 
-    Of an encoder with `queries`, image features are followed by their answers in each row, and the decoder trains as
-    the towers do; `pretrain` refuses it with FSDP2 and `pure_bf16`.
+    Of an encoder with `queries`, features are followed by their answers in each row (of texts where the decoder reads
+    these), and the decoder trains as the towers do; `pretrain` refuses it with FSDP2 and `pure_bf16`.
     """
 
     def __init__(self, encoder: DualEncoder, config: TrainConfig) -> None:
@@ -130,6 +130,8 @@ class _Forward(nn.Module):
         if queries is None:
             return self.encoder.encode_image(images), text
         image, places = features_and_tokens(self.encoder, images)
+        if queries.from_text is not None:
+            text = torch.cat([text, queries.of_text(text).to(text.dtype)], dim=1)
         return torch.cat([image, queries(places).to(image.dtype)], dim=1), text
 
 

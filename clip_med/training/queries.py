@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,6 +32,8 @@ class QueryConfig:
     """The classes, and what is said of each: the query is the direction of the (weighted) mean of its texts."""
     modalities: tuple[str, ...] = ()
     """Only samples of these, as they write it; empty: all that carry one of the labels."""
+    captions: bool = False
+    """The decoder also answers from the caption in place of the image; the cross-entropy of both is added."""
     weight: PositiveFloat = 1.0
     width: PositiveInt = 256
     layers: PositiveInt = 4
@@ -51,7 +54,7 @@ class KnowledgeQueries:
 
     "Align, Reason and Learn" (Chen et al., arXiv 2209.07118) and KAD let knowledge stand between image and text; here
     it does so as queries. An image with one of the labels answers for all classes; those that it lacks are absent.
-    Deviation from KAD: the same decoder is not also trained on entities of the report as memory.
+    With `captions`, so does its caption: KAD's decoder reads the entities of a report as one feature of its text tower.
 
     Raises:
         ValueError: an image tower whose places are not known.
@@ -65,6 +68,7 @@ class KnowledgeQueries:
         shape = DecoderShape(
             query_width=queries.shape[1],
             token_width=token_width(model),
+            text_width=int(model.model_cfg["embed_dim"]) if settings.captions else None,
             width=settings.width,
             layers=settings.layers,
             heads=settings.heads,
@@ -83,15 +87,21 @@ class KnowledgeQueries:
         trained = sum(parameter.numel() for parameter in self.decoder.parameters())
         return f"queries of {self._labels.coverage(samples)}; {trained:,} parameters in their decoder"
 
-    def split(self, rows: Float[Tensor, "B E"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B C"]]:
-        """Image features and answers, which `Towers` gives side by side."""
+    def split(
+        self, image: Float[Tensor, "B E"], text: Float[Tensor, "B F"]
+    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], tuple[Float[Tensor, "B C"], ...]]:
+        """Image features, text features and answers, which `Towers` gives side by side."""
         classes = len(self.decoder.queries)
-        return rows[:, :-classes], rows[:, -classes:]
+        answers = [image[:, -classes:]]
+        if self._settings.captions:
+            answers.append(text[:, -classes:])
+            text = text[:, :-classes]
+        return image[:, :-classes], text, tuple(answers)
 
-    def loss(self, answers: Float[Tensor, "B C"], batch: Batch) -> Float[Tensor, ""]:
+    def loss(self, answers: Sequence[Float[Tensor, "B C"]], batch: Batch) -> Float[Tensor, ""]:
         """What is added to the contrastive loss: its mean over ranks is that of the global batch."""
-        present, rows = self._labels.taking_part(batch, answers.device)
-        return self._settings.weight * query_loss(answers, present, rows)
+        present, rows = self._labels.taking_part(batch, answers[0].device)
+        return self._settings.weight * torch.stack([query_loss(own, present, rows) for own in answers]).sum()
 
 
 __all__ = ["KnowledgeQueries", "QueryConfig"]

@@ -73,14 +73,14 @@ class TrainStep:
         device = encoder.logit_scale.device
         self._towers.begin()
         image_features, text_features, replay = self._features(self._inputs(batch, device), step)
-        answers = None
+        answers: tuple[Tensor, ...] = ()
         if self._queries is not None:
-            image_features, answers = self._queries.split(image_features)
+            image_features, text_features, answers = self._queries.split(image_features, text_features)
         group_ids = batch.group_ids.to(device, non_blocking=True)
         objective = self._loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
         for term in self._terms:
             objective = term(objective, batch, image_features, text_features, encoder.logit_scale)
-        if self._queries is not None and answers is not None:
+        if self._queries is not None:
             objective = objective + self._queries.loss(answers, batch)
         value, stopped = _agree(float(objective.detach()), received())
         if not math.isfinite(value):

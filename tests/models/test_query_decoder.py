@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -26,6 +27,17 @@ def decoder(queries: torch.Tensor) -> QueryDecoder:
     torch.manual_seed(0)
     classes = [QueryClass(label=f"c{i}", texts=("told",), weights=(1.0,)) for i in range(len(queries))]
     return QueryDecoder(classes, queries, SHAPE).double().eval()
+
+
+def test_a_text_is_a_memory_of_one_place_for_the_same_decoder() -> None:
+    generator = torch.Generator().manual_seed(0)
+    queries, texts = (torch.randn(n, k, generator=generator, dtype=torch.float64) for n, k in ((3, 4), (2, 6)))
+    classes = [QueryClass(label=f"c{i}", texts=("told",), weights=(1.0,)) for i in range(3)]
+    reads = QueryDecoder(classes, queries, dataclasses.replace(SHAPE, text_width=6)).double().eval()
+    assert reads.from_text is not None
+    reads.from_text.load_state_dict(reads.to_memory.state_dict())
+    torch.testing.assert_close(reads.of_text(texts), reads(texts[:, None]), rtol=0, atol=0)
+    assert decoder(queries).from_text is None
 
 
 def test_queries_in_another_order_answer_in_that_order_and_images_do_not_meet() -> None:

@@ -27,7 +27,7 @@ from clip_med.training.terms import Term
 from tests.tiny_run import TINY
 from tests.training.steps import gradients
 
-KINDS = ("align", "prototypes", "queries")
+KINDS = ("align", "prototypes", "queries", "queries of captions")
 CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
 LABELS = (("cyst",), ("mass",), ("cyst", "mass"), (), ("Fine",), ("other",))
 _CAPTION_IDS = (0, 1, 2, 3, 0, 5)
@@ -78,7 +78,7 @@ def prototypes(encoder: DualEncoder, weight: float = 2.0) -> Prototypes:
     )
 
 
-def queries(bert: Path, encoder: DualEncoder, weight: float) -> KnowledgeQueries:
+def queries(bert: Path, encoder: DualEncoder, weight: float, *, captions: bool = False) -> KnowledgeQueries:
     """The same classes as queries, in double precision and without dropout."""
     torch.manual_seed(1)
     classes = {"cyst": ("kidney_cyst",), "mass": ("kidney_tumour",), "fine": ("kidney_normal",)}
@@ -87,6 +87,7 @@ def queries(bert: Path, encoder: DualEncoder, weight: float) -> KnowledgeQueries
         text=tower(bert),
         prompts=ClassPrompts(classes=classes, knowledge=told),
         weight=weight,
+        captions=captions,
         width=16,
         layers=2,
         heads=2,
@@ -112,7 +113,7 @@ def step_gradients(
         case "prototypes":
             terms.append(prototypes(encoder, weight))
         case _:
-            asked = queries(bert, encoder, weight)
+            asked = queries(bert, encoder, weight, captions=kind == "queries of captions")
     towers = Towers(encoder, settings)
     optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3))
     for name, head in heads(encoder).items():
