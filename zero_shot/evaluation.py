@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero_shot.result import Result
+from zero_shot.scores import ClassScores, ItemScores, Scores
 from zero_shot.shown import Scored, Search
 
 MEAN_TOP1: Final = "mean top-1"
@@ -80,17 +81,29 @@ class TaskReport:
 class Evaluation:
     """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
 
-    `scored`: what the model says of every image of a classification task; not part of the JSON.
+    `scored`: what the model says of every image of a classification task; `queries`: how every query fared, by
+    retrieval task and direction. Neither is part of the JSON.
     """
 
     tasks: tuple[TaskReport, ...]
     mean_top1: Result | None
     scored: Mapping[str, Scored] = field(default_factory=dict)
+    queries: Mapping[str, ItemScores] = field(default_factory=dict)
 
     @property
     def hits(self) -> dict[str, tuple[NDArray[np.float64], list[str]]]:
         """Per classification task the top-1 of every image, 0 to 1, and the image's group."""
         return {name: own.hits() for name, own in self.scored.items()}
+
+    def scores(self) -> dict[str, Scores]:
+        """All that the results are computed from, for `zero_shot.scores.write_scores`."""
+        classes = {task.name: task.classes for task in self.tasks}
+        return {
+            name: ClassScores(
+                keys=own.keys, groups=own.groups, classes=classes[name], truth=own.truth, scores=own.scores
+            )
+            for name, own in self.scored.items()
+        } | dict(self.queries)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""

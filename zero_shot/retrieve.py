@@ -14,6 +14,7 @@ from clip_med.data.sample import Sample
 from zero_shot.intervals import bootstrap_mean, bootstrap_median
 from zero_shot.ranks import QueryRanks, retrieval_ranks
 from zero_shot.result import Result
+from zero_shot.scores import ItemScores
 
 Floats = NDArray[np.floating]
 
@@ -118,6 +119,36 @@ def results_of_ranks(
     return results
 
 
+def query_scores(
+    name: str,
+    ranks: tuple[QueryRanks, QueryRanks],
+    texts_of: Sequence[Sequence[int]],
+    *,
+    ks: Sequence[int],
+    keys: Sequence[str],
+    groups: Sequence[str],
+) -> dict[str, ItemScores]:
+    """Every query of both directions, each a task of its own: `values` are average precisions.
+
+    Beside them `R@k`, whose means are the recalls, and `rank`, of the first right answer.
+
+    Args:
+        name: of the task; keys, groups: [N] of the images. Texts are called by their numbers.
+    """
+    captions = [f"caption {row}" for row in range(len(ranks[1]))]
+    shared = [f"captions {unit}" for unit in text_groups(texts_of, groups, len(captions))]
+    return {
+        f"{name}: {direction}": ItemScores(
+            keys=tuple(names),
+            groups=tuple(units),
+            metric="mAP",
+            values=own.precision,
+            others={f"R@{k}": own.found(k) for k in ks} | {"rank": own.first()},
+        )
+        for direction, own, names, units in zip(DIRECTIONS, ranks, (keys, captions), (groups, shared), strict=True)
+    }
+
+
 def text_groups(texts_of: Sequence[Sequence[int]], image_groups: Sequence[Hashable], count: int) -> list[int]:
     """The unit that each text is drawn with: patients linked by shared texts are one unit.
 
@@ -169,6 +200,7 @@ __all__ = [
     "CaptionRows",
     "Duplicates",
     "caption_rows",
+    "query_scores",
     "results_of_ranks",
     "retrieval_results",
     "text_groups",

@@ -1,8 +1,9 @@
 """What a model says of every single item of a task, in files from which models can be compared without running them.
 
 A folder holds `NAME.scores.npz` for each task: `task`, `keys` and `groups` (texts [N]), and either `classes` (texts
-[C]), `truth` (whole numbers [N]) and `scores` (numbers [N, C], higher is likelier), or `metric` and `values` [N].
-Everything that can write these files, a linear probe or another program, can be compared.
+[C]), `truth` (whole numbers [N]) and `scores` (numbers [N, C], higher is likelier), or `metric` and `values` [N], with
+other numbers [N] under names of their own. Everything that can write these files, a linear probe or another program,
+can be compared.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import re
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIX: Final = ".scores.npz"
+_NAMES: Final = ("task", "keys", "groups", "metric", "values")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,18 +49,25 @@ class ClassScores:
 
 @dataclass(frozen=True, kw_only=True)
 class ItemScores:
-    """A value [N] for each of N items, whose mean is the metric, such as average precisions of queries."""
+    """A value [N] for each of N items, whose mean is the metric, such as average precisions of queries.
+
+    `others`: [N] by name, from which further metrics come; models are not compared by them.
+    """
 
     keys: tuple[str, ...]
     groups: tuple[str, ...]
     metric: str
     values: NDArray[np.float64]
+    others: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what does not belong together."""
         _check_keys(self.keys, self.groups)
         if self.values.shape != (len(self.keys),) or not np.isfinite(self.values).all():
             raise ValueError(f"expected {len(self.keys)} finite values, got {self.values.shape}")
+        for name, values in self.others.items():
+            if values.shape != self.values.shape or name in _NAMES:
+                raise ValueError(f"expected {len(self.keys)} values of a name of its own, got {name} {values.shape}")
 
 
 Scores = ClassScores | ItemScores
@@ -78,7 +87,7 @@ def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:
         if isinstance(own, ClassScores):
             arrays = {"classes": np.array(own.classes), "truth": own.truth, "scores": own.scores}
         else:
-            arrays = {"metric": np.array(own.metric), "values": own.values}
+            arrays = {"metric": np.array(own.metric), "values": own.values, **own.others}
         about = {"task": np.array(task), "keys": np.array(own.keys), "groups": np.array(own.groups)}
         temporary = folder / f".{names[task]}.partial.npz"
         np.savez(temporary, allow_pickle=False, **about, **arrays)
@@ -117,7 +126,8 @@ def _scores(arrays: Mapping[str, NDArray[np.generic]]) -> tuple[str, Scores]:
     task = str(arrays["task"])
     if "values" in arrays:
         values = arrays["values"].astype(np.float64)
-        return task, ItemScores(keys=keys, groups=groups, metric=str(arrays["metric"]), values=values)
+        others = {name: own.astype(np.float64) for name, own in arrays.items() if name not in _NAMES}
+        return task, ItemScores(keys=keys, groups=groups, metric=str(arrays["metric"]), values=values, others=others)
     classes = tuple(map(str, arrays["classes"].tolist()))
     truth, scores = arrays["truth"].astype(np.int64), arrays["scores"].astype(np.float64)
     return task, ClassScores(keys=keys, groups=groups, classes=classes, truth=truth, scores=scores)

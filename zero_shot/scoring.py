@@ -23,7 +23,7 @@ from zero_shot.prompt_choice import (
     validation_images,
 )
 from zero_shot.ranks import retrieval_ranks
-from zero_shot.retrieve import DIRECTIONS, caption_rows, text_groups
+from zero_shot.retrieve import caption_rows, query_scores
 from zero_shot.scores import ClassScores, ItemScores, Scores
 
 Progress = Callable[[str, int, int], None]
@@ -133,16 +133,14 @@ def _retrieve(
     rows = caption_rows(samples, images.task.duplicates)
     texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
     ranks = retrieval_ranks(features, texts, rows.texts_of)
-    groups = [sample.group for sample in samples]
-    captions = [f"caption {row}" for row in range(len(texts))]
-    shared = [f"captions {unit}" for unit in text_groups(rows.texts_of, groups, len(texts))]
-    keys = ([sample.key for sample in samples], captions)
-    return {
-        f"{images.task.name}: {direction}": ItemScores(
-            keys=tuple(names), groups=tuple(units), metric="mAP", values=own.precision
-        )
-        for direction, own, names, units in zip(DIRECTIONS, ranks, keys, (groups, shared), strict=True)
-    }
+    return query_scores(
+        images.task.name,
+        ranks,
+        rows.texts_of,
+        ks=images.task.ks,
+        keys=[sample.key for sample in samples],
+        groups=[sample.group for sample in samples],
+    )
 
 
 def _features(

@@ -27,7 +27,8 @@ from zero_shot.metrics import confusion_matrix
 from zero_shot.prompt_choice import Prompting, prompted_scores
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
-from zero_shot.retrieve import caption_rows, results_of_ranks
+from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
+from zero_shot.scores import ItemScores
 from zero_shot.shown import Found, Scored, Search
 
 _EXAMPLES: Final = 8
@@ -109,6 +110,7 @@ def evaluate(
     )
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
+    queries: dict[str, ItemScores] = {}
     for part in prepared:
 
         def step(done: int, total: int, name: str = part.task.name) -> None:
@@ -120,12 +122,13 @@ def evaluate(
             assert part.truth is not None
             report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
         else:
-            report = _retrieve(encoder, part.task, features, part, config, sharded)
+            report, own = _retrieve(encoder, part.task, features, part, config, sharded)
+            queries |= own
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [scored[name].hits() for name in sorted(scored)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean, scored)
+    return Evaluation(tuple(reports), mean, scored, queries)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
@@ -258,8 +261,8 @@ def _retrieve(
     part: _Prepared,
     config: EvalConfig,
     sharded: bool,
-) -> TaskReport:
-    """Images against the captions of all of them."""
+) -> tuple[TaskReport, dict[str, ItemScores]]:
+    """Images against the captions of all of them; how every query of each direction fared."""
     samples = part.samples
     rows = caption_rows(samples, task.duplicates)
     texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
@@ -303,7 +306,8 @@ def _retrieve(
             found=tuple(Found(*one) for one in found),
         )
 
-    return TaskReport(
+    keys = [sample.key for sample in samples]
+    report = TaskReport(
         name=task.name,
         kind=task.kind,
         n=len(samples),
@@ -320,6 +324,7 @@ def _retrieve(
         prompts_sha256=_digest(rows.wording),
         split_sha256=_digest([[sample.key, list(sample.captions)] for sample in samples]),
     )
+    return report, query_scores(task.name, ranks, rows.texts_of, ks=task.ks, keys=keys, groups=groups)
 
 
 def _examples(

@@ -26,6 +26,13 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
     parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")
+    parser.add_argument(
+        "--scores",
+        metavar="DIR",
+        type=Path,
+        help="write keys, patients, labels and scores of every image, and of retrieval how every query fared, as "
+        "TASK.scores.npz: from these every figure can be computed again, and clip-med compare reads them",
+    )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument("--cache", metavar="DIR", type=Path, help="keep image features here (default: RUN/features)")
     kept.add_argument("--no-cache", action="store_true", help="keep image features in memory only")
@@ -51,10 +58,13 @@ def _eval(arguments: argparse.Namespace) -> int:
     )
     from clip_med.distributed import place
     from zero_shot import table
+    from zero_shot.scores import write_scores
 
     if place(os.environ).rank:
         # Every rank has the results; the first gives them.
         return 0
+    if arguments.scores is not None:
+        write_scores(arguments.scores, evaluation.scores())
     if arguments.json:
         print(json.dumps(document, ensure_ascii=False))
     else:

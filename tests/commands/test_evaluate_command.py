@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from clip_med.cli import main
 from clip_med.pretrain import pretrain
-from tests.labelled_shards import CLASSES, write_labelled
+from tests.labelled_shards import CLASS_OF, CLASSES, write_labelled
 from tests.tiny_run import tiny_config
+from zero_shot.scores import read_scores
 
 CONFIG = """tasks:
   - kind: classification
@@ -96,6 +100,44 @@ def test_features_stay_in_the_run_and_what_is_damaged_is_named(
     with pytest.raises(SystemExit):
         main([*command, "--cache", "a", "--no-cache"])
     assert "not allowed with" in capsys.readouterr().err
+
+
+def test_every_figure_can_be_computed_again_from_the_scores(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, out = trained / "run/checkpoints/step_00000003/model", tmp_path / "scores"
+    command = ["eval", str(model), "--config", str(trained / "small.yaml"), "--device", "cpu", "--json"]
+    assert main([*command, "--scores", str(out)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    found = {result["name"]: (result["value"], result["n"]) for task in document["tasks"] for result in task["results"]}
+    with np.load(out / "findings.scores.npz") as stored:
+        data = {name: stored[name] for name in stored.files}
+    scores, truth, n = data["scores"], data["truth"], len(CLASS_OF)
+    assert data["classes"].tolist() == list(CLASSES)
+    assert truth.tolist() == list(CLASS_OF)
+    assert (data["keys"][7], data["groups"][7]) == ("k07", "g3")
+    split = [[key, CLASSES[number]] for key, number in zip(data["keys"].tolist(), truth, strict=True)]
+    assert hashlib.sha256(json.dumps(split).encode()).hexdigest() == document["tasks"][0]["split_sha256"]
+    answers = scores.argmax(axis=1)
+    again = {
+        "top-1": (answers == truth).mean(),
+        "balanced accuracy": sk.balanced_accuracy_score(truth, answers),
+        "macro F1": sk.f1_score(truth, answers, average="macro"),
+        "macro AUROC": sk.roc_auc_score(np.eye(3)[truth], scores, average="macro"),
+    }
+    counts = dict.fromkeys(again, n)
+    for direction, queries in (("image to text", n), ("text to image", 6)):
+        with np.load(out / f"captions_{direction.replace(' ', '_')}.scores.npz") as stored:
+            again |= {f"{direction} {name}": stored[name].mean() for name in ("R@1", "R@5")}
+            again[f"{direction} median rank"] = np.median(stored["rank"])
+            again[f"{direction} mAP"] = stored["values"].mean()
+            assert len(stored["keys"]) == len(stored["groups"]) == queries
+            counts |= {name: queries for name in again if name.startswith(direction)}
+    assert found == {name: (pytest.approx(value, abs=1e-12), counts[name]) for name, value in again.items()}
+    # They take a model's place in a comparison.
+    assert read_scores(out)["captions: image to text"].others.keys() == {"R@1", "R@5", "rank"}
+    assert main(["compare", f"a={out}", f"b={out}", "--metric", "top-1"]) == 0
+    assert f"{found['top-1'][0]:.3f}" in capsys.readouterr().out
 
 
 def test_a_model_folder_keeps_nothing_unasked(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

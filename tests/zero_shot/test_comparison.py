@@ -200,6 +200,10 @@ def test_scores_come_back_from_files_and_bad_files_are_named(tmp_path: Path, mod
             scored(0, 1.0, **changed)
     with pytest.raises(ValueError, match="finite values"):
         ItemScores(keys=("a",), groups=("a",), metric="m", values=np.array([np.nan]))
+    one = np.ones(1)
+    for others in ({"keys": one}, {"R@1": np.ones(2)}):
+        with pytest.raises(ValueError, match="expected 1 values of a name of its own"):
+            ItemScores(keys=("a",), groups=("a",), metric="m", values=one, others=others)
 
 
 def test_tables_and_the_drawing_show_what_was_found(models: dict[str, dict[str, Any]]) -> None:
