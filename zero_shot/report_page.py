@@ -17,7 +17,7 @@ from clip_med.data.shard_index import write_atomically
 _LIGHT: Final = ("#0072b2", "#c94f00", "#007a5c", "#a8407d", "#9a6700", "#5b5b5b")
 _DARK: Final = ("#5aaef0", "#ff8f50", "#35c99d", "#e8a0cb", "#efb440", "#bdbdbd")
 COLOURS: Final = len(_LIGHT)
-_NUMBER: Final = re.compile(r"(< )?[+\u2212-]?[\d.,]+(e-?\d+)?( %)?( \[.*\])?|undefined|")
+_NUMBER: Final = re.compile(r"((< )?[+\u2212-]?[\d.,]+(e-?\d+)?( %)?( \[.*\])?|undefined)( \*)?|")
 
 _STYLE: Final = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2733; --faint: #566270; --line: #dde3e9; --box: #f4f6f8;

@@ -144,7 +144,7 @@ def test_ticks_are_few_and_inside(span: tuple[float, float]) -> None:
 
 
 def test_columns_of_numbers_are_on_the_right() -> None:
-    rows = ["<td>", "1,234", "0.5 [0.4, 0.6]", "-0.1 [-0.2, +0.0]", "< 1e-6", "word"]
+    rows = ["<td>", "1,234 *", "0.5 [0.4, 0.6] *", "-0.1 [-0.2, +0.0]", "< 1e-6", "word"]
     table = html_table([["task", *"abcde"], rows, ["x", "", "undefined", "+0.1 [0, 0]", "0.02", "3"]])
     sides = [bool(side) for side in re.findall(r'<th scope="col"( class="n")?>', table)]
     assert sides == [False, True, True, True, True, False]
