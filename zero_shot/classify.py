@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from zero_shot.config import Ensemble
 from zero_shot.intervals import bootstrap_mean, bootstrap_metrics
 from zero_shot.metrics import (
     balanced_accuracy,
@@ -20,7 +20,6 @@ from zero_shot.metrics import (
 )
 from zero_shot.result import Result
 
-Ensemble = Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"]
 Floats = NDArray[np.floating]
 
 
@@ -150,4 +149,4 @@ def sensitivity_name(specificity: float) -> str:
     return f"sensitivity at specificity {specificity:g}"
 
 
-__all__ = ["Ensemble", "class_prototypes", "class_scores", "classification_results", "sensitivity_name"]
+__all__ = ["class_prototypes", "class_scores", "classification_results", "sensitivity_name"]

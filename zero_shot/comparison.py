@@ -15,7 +15,7 @@ from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.model_ranks import critical_difference, friedman_p, task_ranks
 from zero_shot.result import Result
-from zero_shot.scores import ClassScores, ItemScores, Scores
+from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
 from zero_shot.significance import (
     Difference,
     auroc_difference,
@@ -109,7 +109,8 @@ def compare_scores(
 
     Intervals and tests draw whole patients, the same for both models. top-1 and other means over images: paired
     bootstrap, McNemar's test or sign flips of patients (`paired_difference`); macro AUROC: DeLong with patients. Tasks
-    of values (retrieval, questions) have one metric, whatever `metric` says; with macro AUROC they are left out.
+    of values (retrieval, questions) have one metric, whatever `metric` says; with macro AUROC they are left out. Tasks
+    of findings have macro AUROC alone, and are left out with the others.
 
     Args:
         models: name of each to its scores by task.
@@ -165,17 +166,29 @@ def compare_scores(
     )
 
 
-def _common(models: Mapping[str, Mapping[str, Scores]], metric: Metric) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+def measurable(models: Mapping[str, Mapping[str, Scores]], metric: Metric) -> bool:
+    """Whether some task of all models has this metric."""
+    return not all(_without(models, metric).values())
+
+
+def _without(models: Mapping[str, Mapping[str, Scores]], metric: Metric) -> dict[str, tuple[str, ...]]:
+    """Every task, with the models of which it has no scores or none of this metric."""
+    # Values without classes have no AUROC, and findings have no single answer that is right.
+    other = ItemScores if metric == "macro AUROC" else LabelScores
     every = dict.fromkeys(task for own in models.values() for task in own)
-    without = {task: tuple(name for name, own in models.items() if task not in own) for task in every}
-    if metric == "macro AUROC":
-        # Values without classes have no AUROC.
-        for task in every:
-            some = [name for name, own in models.items() if isinstance(own.get(task), ItemScores)]
-            without[task] = without[task] or tuple(some)
-    tasks = [task for task in every if not without[task]]
+    return {
+        task: tuple(name for name, own in models.items() if task not in own)
+        or tuple(name for name, own in models.items() if isinstance(own[task], other))
+        for task in every
+    }
+
+
+def _common(models: Mapping[str, Mapping[str, Scores]], metric: Metric) -> tuple[list[str], dict[str, tuple[str, ...]]]:
+    without = _without(models, metric)
+    tasks = [task for task, names in without.items() if not names]
     if not tasks:
-        raise ValueError(f"no task has {metric} for all of {', '.join(models)}; there are {', '.join(every) or 'none'}")
+        there = ", ".join(without) or "none"
+        raise ValueError(f"no task has {metric} for all of {', '.join(models)}; there are {there}")
     return tasks, {task: names for task, names in without.items() if names}
 
 
@@ -188,7 +201,8 @@ def _check_same(task: str, own: Mapping[str, Scores]) -> None:
                 raise ValueError(
                     f"task {task}: {first} and {name} have other {what}: {str(one)[:60]}, {str(other)[:60]}"
                 )
-        if isinstance(known, ClassScores) and isinstance(scores, ClassScores) and (known.truth != scores.truth).any():
+        one, other = (np.asarray(getattr(s, "truth", 0)) for s in (known, scores))
+        if not np.array_equal(one, other):
             raise ValueError(f"task {task}: {first} and {name} have other truth")
 
 
@@ -196,6 +210,7 @@ def _of_items(scores: Scores, metric: Metric) -> Doubles:
     """Values [N] whose mean is the metric."""
     if isinstance(scores, ItemScores):
         return scores.values
+    assert isinstance(scores, ClassScores), "tasks of findings are left out of this metric"
     hits = top_k_accuracy(scores.scores, scores.truth)
     if metric == "top-1":
         return hits
@@ -204,12 +219,12 @@ def _of_items(scores: Scores, metric: Metric) -> Doubles:
     return hits * len(hits) / (counts > 0).sum() / counts[scores.truth]
 
 
-def _positive(scores: ClassScores) -> NDArray[np.bool_]:
-    return scores.truth[:, None] == np.arange(len(scores.classes))
+def _positive(scores: ClassScores | LabelScores) -> NDArray[np.bool_]:
+    return scores.truth if isinstance(scores, LabelScores) else scores.truth[:, None] == np.arange(len(scores.classes))
 
 
 def _value(scores: Scores, metric: Metric, seed: int) -> Result:
-    if metric == "macro AUROC" and isinstance(scores, ClassScores):
+    if metric == "macro AUROC" and not isinstance(scores, ItemScores):
         # Against a model that says nothing, whose AUROC is 0.5 without any error.
         nothing = np.zeros_like(scores.scores)
         found = auroc_difference(scores.scores, nothing, _positive(scores), groups=scores.groups)
@@ -220,7 +235,7 @@ def _value(scores: Scores, metric: Metric, seed: int) -> Result:
 
 
 def _difference(first: Scores, second: Scores, metric: Metric, seed: int) -> Difference:
-    if metric == "macro AUROC" and isinstance(first, ClassScores) and isinstance(second, ClassScores):
+    if metric == "macro AUROC" and not isinstance(first, ItemScores) and not isinstance(second, ItemScores):
         return auroc_difference(first.scores, second.scores, _positive(first), groups=first.groups)
     one, other = (_of_items(scores, metric) for scores in (first, second))
     return paired_difference(one, other, groups=first.groups, seed=seed)
@@ -280,4 +295,4 @@ def _plain(pair: Pair) -> dict[str, Any]:
     return asdict(pair) | {"difference": pair.difference.to_dict(), "adjusted": adjusted}
 
 
-__all__ = ["OVERALL", "Comparison", "Metric", "Pair", "compare_scores"]
+__all__ = ["OVERALL", "Comparison", "Metric", "Pair", "compare_scores", "measurable"]

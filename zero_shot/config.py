@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
-from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, absence_prompts, prompt_weights, render_prompts
+
+Ensemble = Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"]
 
 
 @config
@@ -20,7 +23,7 @@ class ClassificationTask:
     """Only samples of these; empty: all."""
     modalities: tuple[str, ...] = ()
     prompts: ClassPrompts
-    ensemble: Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"] = "embedding"
+    ensemble: Ensemble = "embedding"
     """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
     metric: Literal[
         "top-1", "top-5", "balanced accuracy", "macro F1", "macro AUROC", "quadratic kappa", "sensitivity"
@@ -46,8 +49,74 @@ class ClassificationTask:
         counts = {label: len(texts) for label, texts in render_prompts(self.prompts).items()}
         if self.ensemble == "probability" and len(set(counts.values())) > 1:
             raise ValueError(f"ensemble probability needs equally many prompts per class, got {counts}")
-        if self.ensemble in ("max", "probability") and prompt_weights(self.prompts) is not None:
-            raise ValueError(f"prompts.knowledge.attribute_weights: ensemble {self.ensemble} has no weights of prompts")
+        _check_weights(self.prompts, self.ensemble)
+
+
+@config
+class MultiLabelTask:
+    """Zero-shot findings: an image has any number of them among its labels, and none that it does not list."""
+
+    kind: Literal["multi_label"] = "multi_label"
+    name: str
+    shards: str
+    datasets: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    prompts: ClassPrompts
+    """What says that each finding is there, by label."""
+    absent: ClassPrompts | None = None
+    """What says that it is not, for the same labels; None: the negative statements of `prompts.knowledge`."""
+    score: Literal["pair", "sigmoid", "softmax"] = "pair"
+    """pair: presence against absence, the softmax over the two and so the sigmoid of their difference; sigmoid: of
+    presence alone with the model's bias; softmax: presence against that of the other findings."""
+    ensemble: Ensemble = "embedding"
+    metric: Literal["macro AUROC", "macro AUPRC"] = "macro AUROC"
+    """What this data set is judged by, declared before it is looked at: it stands first among the results."""
+
+    def __post_init__(self) -> None:
+        """Refuse prompts that the score does not use or lacks, and an ensemble of prompts that have no partner."""
+        labels = list(self.prompts.classes)
+        if len(labels) < (2 if self.score == "softmax" else 1):
+            raise ValueError(f"prompts.classes: score {self.score} needs more findings than {labels}")
+        if self.prompts.knowledge is not None and self.prompts.knowledge.absent:
+            raise ValueError("prompts.knowledge.absent is for classification; here `absent` says what denies a finding")
+        if self.score != "pair" and self.absent is not None:
+            raise ValueError(f"absent: score {self.score} does not use it; leave it out, or take score pair")
+        if self.absent is not None and list(self.absent.classes) != labels:
+            raise ValueError(f"absent.classes must be those of prompts, {labels}, got {list(self.absent.classes)}")
+        if self.score == "pair" and self.absent is None and self.prompts.knowledge is None:
+            raise ValueError("absent: score pair needs what says that each finding is not there, or prompts.knowledge")
+        _check_weights(self.prompts, self.ensemble)
+        self._check_partners({label: len(texts) for label, texts in self.present_texts().items()}, self.absent_texts())
+
+    def present_texts(self) -> dict[str, tuple[str, ...]]:
+        """By label what says that the finding is there."""
+        return render_prompts(self.prompts)
+
+    def absent_texts(self) -> dict[str, tuple[str, ...]]:
+        """By label what says that it is not; none where the score uses none."""
+        if self.score != "pair":
+            return {}
+        return absence_prompts(self.prompts) if self.absent is None else render_prompts(self.absent)
+
+    def _check_partners(self, present: Mapping[str, int], absent: Mapping[str, Sequence[str]]) -> None:
+        """Of the ensemble `probability`, which compares prompt with prompt."""
+        if self.ensemble != "probability":
+            return
+        if self.score == "sigmoid":
+            raise ValueError("ensemble probability compares prompts with others; score sigmoid has none")
+        if self.score == "softmax" and len(set(present.values())) > 1:
+            raise ValueError(f"ensemble probability needs equally many prompts per finding, got {dict(present)}")
+        for label, texts in absent.items():
+            if len(texts) != present[label]:
+                raise ValueError(
+                    f"ensemble probability needs as many prompts for absence as for presence, got {len(texts)} and "
+                    f"{present[label]} of {label!r}"
+                )
+
+
+def _check_weights(prompts: ClassPrompts, ensemble: Ensemble) -> None:
+    if ensemble in ("max", "probability") and prompt_weights(prompts) is not None:
+        raise ValueError(f"prompts.knowledge.attribute_weights: ensemble {ensemble} has no weights of prompts")
 
 
 @config
@@ -74,7 +143,7 @@ class RetrievalTask:
             raise ValueError(f"by must hold different names, got {list(self.by)}")
 
 
-EvalTask = ClassificationTask | RetrievalTask
+EvalTask = ClassificationTask | MultiLabelTask | RetrievalTask
 
 
 @config
@@ -99,4 +168,4 @@ class EvalConfig:
             raise ValueError(f"tasks must have different names, got {', '.join(names)}")
 
 
-__all__ = ["ClassificationTask", "EvalConfig", "EvalTask", "RetrievalTask"]
+__all__ = ["ClassificationTask", "Ensemble", "EvalConfig", "EvalTask", "MultiLabelTask", "RetrievalTask"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero_shot.result import Result
-from zero_shot.scores import ClassScores, ItemScores, Scores
-from zero_shot.shown import Scored, Search
+from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
+from zero_shot.shown import Scored, ScoredFindings, Search
 
 MEAN_TOP1: Final = "mean top-1"
 
@@ -47,10 +49,12 @@ class TaskReport:
     """The outcome of one task.
 
     `chance` is the top-1 of guessing among the classes and `majority` that of always naming the commonest one; both are
-    None for retrieval. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
+    None for other tasks. Retrieval has no `classes` either, no `confusion` (row = truth, column = answer) and no
     `recalls`, one per class over its own images; their mean is the balanced accuracy. `kinds`:
     the results of retrieval for each modality or data set that its task tells apart. `prompts`: what each class was
     told by, in order; `ensemble`: how they became one score. `searches`: some texts of retrieval with what they find.
+    Of findings `classes` are the labels, `positives` the images with each, `left_out` those that no mean counts since
+    all images have them or none, with their images; `absent`: what denies each finding, where the `score` uses it.
     `prompts_sha256` and `split_sha256` are digests of those texts (of retrieval, the captions) and of what was asked of
     which samples: results of one digest each were measured on the same.
     """
@@ -69,6 +73,10 @@ class TaskReport:
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     ensemble: str | None = None
     searches: tuple[Search, ...] = ()
+    positives: tuple[int, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    absent: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    score: str | None = None
     prompts_sha256: str = ""
     split_sha256: str = ""
 
@@ -81,14 +89,15 @@ class TaskReport:
 class Evaluation:
     """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
 
-    `scored`: what the model says of every image of a classification task; `queries`: how every query fared, by
-    retrieval task and direction. Neither is part of the JSON.
+    `scored` and `findings`: what the model says of every image of a classification task and of one of findings;
+    `queries`: how every query fared, by retrieval task and direction. None of them is part of the JSON.
     """
 
     tasks: tuple[TaskReport, ...]
     mean_top1: Result | None
     scored: Mapping[str, Scored] = field(default_factory=dict)
     queries: Mapping[str, ItemScores] = field(default_factory=dict)
+    findings: Mapping[str, ScoredFindings] = field(default_factory=dict)
 
     @property
     def hits(self) -> dict[str, tuple[NDArray[np.float64], list[str]]]:
@@ -98,17 +107,26 @@ class Evaluation:
     def scores(self) -> dict[str, Scores]:
         """All that the results are computed from, for `zero_shot.scores.write_scores`."""
         classes = {task.name: task.classes for task in self.tasks}
-        return {
-            name: ClassScores(
+        found: dict[str, Scores] = {**self.queries}
+        for name, own in self.scored.items():
+            found[name] = ClassScores(
                 keys=own.keys, groups=own.groups, classes=classes[name], truth=own.truth, scores=own.scores
             )
-            for name, own in self.scored.items()
-        } | dict(self.queries)
+        for name, own in self.findings.items():
+            found[name] = LabelScores(
+                keys=own.keys, groups=own.groups, classes=classes[name], truth=own.targets, scores=own.scores
+            )
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
         mean = None if self.mean_top1 is None else _without_nan(self.mean_top1.to_dict())
         return {"tasks": [task.to_dict() for task in self.tasks], "mean_top1": mean}
+
+
+def digest(value: object) -> str:
+    """SHA-256 of plain values as JSON; the order of classes and samples counts."""
+    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
 
 
 def _without_nan(value: Any) -> Any:
@@ -119,4 +137,4 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport"]
+__all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "digest"]

@@ -16,12 +16,12 @@ from clip_med.prompt_learning.tune_data import TaskData
 from zero_shot.classify import classification_results
 from zero_shot.multi_label import label_results, label_targets
 from zero_shot.result import Result
-from zero_shot.scores import ClassScores
+from zero_shot.scores import ClassScores, LabelScores
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOutcome:
-    """What a probe was fitted to and what it scored. `scores` only for classes of which each image has exactly one."""
+    """What a probe was fitted to and what it scored."""
 
     classes: tuple[str, ...]
     C: float
@@ -30,7 +30,7 @@ class ProbeOutcome:
     train: int
     validation: int
     results: tuple[Result, ...]
-    scores: ClassScores | None = None
+    scores: ClassScores | LabelScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +146,13 @@ def probe_labels(
         train=len(train.indices),
         validation=0 if val is None else len(val.indices),
         results=tuple(label_results(logits, test.targets, classes, groups=test.groups, seed=seed)),
+        scores=LabelScores(
+            keys=tuple(test.shards.key(index) for index in test.indices),
+            groups=test.groups,
+            classes=tuple(classes),
+            truth=test.targets,
+            scores=logits,
+        ),
     )
 
 

@@ -13,9 +13,9 @@ from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, text_features
-from zero_shot.classify import Ensemble, class_scores
+from zero_shot.classify import class_scores
 from zero_shot.conditions import Labelled, labelled, selected
-from zero_shot.config import ClassificationTask
+from zero_shot.config import ClassificationTask, Ensemble
 from zero_shot.metrics import balanced_accuracy, confusion_matrix
 from zero_shot.prompt_sensitivity import TEMPLATES
 

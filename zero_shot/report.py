@@ -11,11 +11,12 @@ from zero_shot import report_run, table
 from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.report_charts import Line, plot
 from zero_shot.report_classes import class_figures, class_table, confusion_table, curves
+from zero_shot.report_findings import findings_section
 from zero_shot.report_maps import ReportMaps
 from zero_shot.report_page import html_table, note, write_document
 from zero_shot.report_pictures import Thumbnails, examples, maps, searches, surest_errors
 from zero_shot.report_run import WhatWasRun
-from zero_shot.shown import Scored
+from zero_shot.shown import Scored, ScoredFindings
 
 _SPREAD: Final = "Spread evenly over the task, up to four right and four wrong: not picked by how they look."
 _SHARE: Final = "Numbers are shares of the softmax over classes."
@@ -51,7 +52,7 @@ def write_report(
         ),
         f'<nav aria-label="tasks">{"".join(links)}</nav>',
     ]
-    for heading, lines in table.rows(evaluation):
+    for heading, lines in table.rows(evaluation, each_finding=False):
         parts += [f"<h2>{html.escape(heading)}</h2>", html_table(lines)]
     if run is not None:
         parts += ["<h2>What was run</h2>", report_run.section(run)]
@@ -61,10 +62,13 @@ def write_report(
     shown_maps = similarity if images else None
     for number, task in enumerate(evaluation.tasks):
         parts.append(f'<h2 id="task-{number}">{html.escape(task.name)}</h2>')
-        if task.kind == "classification":
-            parts += _classification(task, evaluation.scored[task.name], thumbnails, shown_maps, seed)
-        else:
-            parts += _retrieval(task, thumbnails)
+        match task.kind:
+            case "classification":
+                parts += _classification(task, evaluation.scored[task.name], thumbnails, shown_maps, seed)
+            case "multi_label":
+                parts += _findings(task, evaluation.findings[task.name], thumbnails)
+            case _:
+                parts += _retrieval(task, thumbnails)
     write_document(path, title, parts)
 
 
@@ -93,6 +97,23 @@ def _classification(
     if similarity is not None:
         parts += ["<h3>Similarity maps</h3>", _maps(task, similarity, thumbnails)]
     return parts
+
+
+def _findings(task: TaskReport, scored: ScoredFindings, thumbnails: Thumbnails) -> list[str]:
+    patients = len(set(scored.groups))
+    said = {
+        "pair": "what says that each is there against what denies it",
+        "sigmoid": "the sigmoid of what says that each is there",
+        "softmax": "what says that each is there against the same of the others",
+    }
+    return [
+        note(
+            f"{task.n:,} images of {patients:,} patients or cases, {len(task.classes)} findings of which an image has "
+            f"any number. Scored by {said[str(task.score)]}."
+        ),
+        _prompts(task),
+        *findings_section(task, scored, thumbnails),
+    ]
 
 
 def _retrieval(task: TaskReport, thumbnails: Thumbnails) -> list[str]:
@@ -137,12 +158,14 @@ def _training(steps: Sequence[Mapping[str, Any]]) -> str:
 
 def _prompts(task: TaskReport) -> str:
     """Every prompt of every class, folded away: some tasks have hundreds."""
-    count = sum(map(len, task.prompts.values()))
+    told = {**task.prompts, **{f"{label}: not there": texts for label, texts in task.absent.items()}}
+    count = sum(map(len, told.values()))
     classes = "".join(
         f"<dt>{html.escape(label)}</dt>{''.join(f'<dd>{html.escape(text)}</dd>' for text in texts)}"
-        for label, texts in task.prompts.items()
+        for label, texts in told.items()
     )
-    summary = f"{count} prompts of {len(task.prompts)} classes, ensemble {task.ensemble}"
+    what = "findings" if task.kind == "multi_label" else "classes"
+    summary = f"{count} prompts of {len(task.prompts)} {what}, ensemble {task.ensemble}"
     return f"<details><summary>{html.escape(summary)}</summary><dl>{classes}</dl></details>"
 
 

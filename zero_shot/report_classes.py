@@ -26,7 +26,7 @@ _BINS: Final = 10
 _UPRIGHT: Final = 5
 # Of more classes than so many only the worst have curves in colour, and cells of the matrix are small.
 _MANY: Final = 8
-_WORST: Final = 5
+WORST: Final = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,19 @@ def class_figures(task: TaskReport, scored: Scored, *, seed: int = 0) -> tuple[C
     )
 
 
-def curve_styles(figures: Sequence[ClassFigures]) -> list[int | None]:
+def curve_styles(aurocs: Sequence[float]) -> list[int | None]:
     """Colour and dashes of each class's curve; of many classes only the five of lowest AUROC have one."""
-    if len(figures) <= _MANY:
-        return list(range(len(figures)))
-    known = [number for number, own in enumerate(figures) if not np.isnan(own.auroc.value)]
-    worst = sorted(known, key=lambda number: figures[number].auroc.value)[:_WORST]
-    return [worst.index(number) if number in worst else None for number in range(len(figures))]
+    if len(aurocs) <= _MANY:
+        return list(range(len(aurocs)))
+    known = [number for number, area in enumerate(aurocs) if not np.isnan(area)]
+    worst = sorted(known, key=lambda number: aurocs[number])[:WORST]
+    return [worst.index(number) if number in worst else None for number in range(len(aurocs))]
 
 
 def class_table(figures: Sequence[ClassFigures]) -> str:
     """One row for each class: images, bars of recall and F1, AUROC; the line before the AUROC is that of its curve."""
     rows: list[str] = []
-    for own, line in zip(figures, curve_styles(figures), strict=True):
+    for own, line in zip(figures, _styles(figures), strict=True):
         bars = "".join(
             f"<td>{bar(r.value, r.low, r.high, style)}</td><td class=n>{cell(r)}</td>"
             for style, r in ((0, own.recall), (1, own.f1))
@@ -118,7 +118,7 @@ def confusion_table(task: TaskReport) -> str:
 def curves(figures: Sequence[ClassFigures], scored: Scored, *, seed: int = 0) -> str:
     """ROC curves of all classes, and the reliability of the highest share."""
     lines: list[Line] = []
-    for number, style in enumerate(curve_styles(figures)):
+    for number, style in enumerate(_styles(figures)):
         false, true = SortedScores(scored.scores[:, number], scored.truth == number).roc()
         lines.append(Line(xs=false.tolist(), ys=true.tolist(), style=style))
     roc = plot(
@@ -134,7 +134,7 @@ def curves(figures: Sequence[ClassFigures], scored: Scored, *, seed: int = 0) ->
     bins = reliability_curve(scored.shares, scored.truth, bins=_BINS)
     said = f"expected calibration error {error:.3f} ({_BINS} equal bins)"
     chart = _reliability(bins, scored, described=f"reliability curve, {said}", seed=seed)
-    worst = f", the {_WORST} of lowest AUROC in colour" if len(figures) > _MANY else ""
+    worst = f", the {WORST} of lowest AUROC in colour" if len(figures) > _MANY else ""
     biased = (
         "Dots below the dashed line: too sure of itself. Grey bars: images of each bin. On few images the error is "
         "biased upwards."
@@ -145,6 +145,10 @@ def curves(figures: Sequence[ClassFigures], scored: Scored, *, seed: int = 0) ->
     )
     figures_of = "".join(f"<figure>{drawn}<figcaption>{text}</figcaption></figure>" for drawn, text in shown)
     return f'<div class="plots">{figures_of}</div>'
+
+
+def _styles(figures: Sequence[ClassFigures]) -> list[int | None]:
+    return curve_styles([own.auroc.value for own in figures])
 
 
 def _reliability(bins: Sequence[Bin], scored: Scored, *, described: str, seed: int) -> str:
@@ -176,4 +180,4 @@ def _reliability(bins: Sequence[Bin], scored: Scored, *, described: str, seed: i
     )
 
 
-__all__ = ["ClassFigures", "class_figures", "class_table", "confusion_table", "curve_styles", "curves"]
+__all__ = ["WORST", "ClassFigures", "class_figures", "class_table", "confusion_table", "curve_styles", "curves"]

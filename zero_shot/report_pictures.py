@@ -40,7 +40,7 @@ class Thumbnails:
 
 def examples(task: TaskReport, thumbnails: Thumbnails) -> str:
     """Images with the best answers, each marked right or wrong."""
-    return _grid([_example(one, thumbnails) for one in task.examples])
+    return grid([_example(one, thumbnails) for one in task.examples])
 
 
 def _example(example: Example, thumbnails: Thumbnails) -> str:
@@ -89,7 +89,7 @@ def surest_errors(task: TaskReport, scored: Scored, thumbnails: Thumbnails) -> s
             f'<figure>{image}<figcaption><div class="clip">{_verdict(False)} {share:.2f}: {html.escape(name)}</div>'
             f'<div class="note clip">truth, {of_truth:.2f}: {html.escape(truth)}</div></figcaption></figure>'
         )
-    return said + _grid(figures)
+    return said + grid(figures)
 
 
 def searches(found: Sequence[Search], thumbnails: Thumbnails) -> str:
@@ -122,7 +122,8 @@ def maps(found: Sequence[ImageMaps], thumbnails: Thumbnails) -> str:
     return f'<div class="maps">{"".join(figures)}</div>'
 
 
-def _grid(figures: Sequence[str]) -> str:
+def grid(figures: Sequence[str]) -> str:
+    """Pictures in as many columns as fit."""
     return f'<div class="examples">{"".join(figures)}</div>'
 
 
@@ -146,4 +147,4 @@ def _jpeg_of_pixels(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-__all__ = ["THUMBNAIL_SIDE", "Thumbnails", "examples", "maps", "searches", "surest_errors"]
+__all__ = ["THUMBNAIL_SIDE", "Thumbnails", "examples", "grid", "maps", "searches", "surest_errors"]

@@ -1,9 +1,10 @@
 """What a model says of every single item of a task, in files from which models can be compared without running them.
 
 A folder holds `NAME.scores.npz` for each task: `task`, `keys` and `groups` (texts [N]), and either `classes` (texts
-[C]), `truth` (whole numbers [N]) and `scores` (numbers [N, C], higher is likelier), or `metric` and `values` [N], with
-other numbers [N] under names of their own. Everything that can write these files, a linear probe or another program,
-can be compared.
+[C]), `truth` and `scores` (numbers [N, C], higher is likelier), or `metric` and `values` [N], with other numbers [N]
+under names of their own. `truth` holds whole numbers [N] where each image has one class, and 0 or 1 [N, C] where an
+image has any number of labels. Everything that can write these files, a linear probe or another program, can be
+compared.
 """
 
 from __future__ import annotations
@@ -48,6 +49,29 @@ class ClassScores:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelScores:
+    """Scores [N, C] of N images for C labels, of which an image has any number: `truth` [N, C] says which."""
+
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    classes: tuple[str, ...]
+    truth: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        """Refuse what does not belong together."""
+        _check_keys(self.keys, self.groups)
+        shape = (len(self.keys), len(self.classes))
+        if not self.scores.shape == self.truth.shape == shape or len(set(self.classes)) != shape[1]:
+            raise ValueError(
+                f"expected scores and truth {shape} and different labels, got {self.scores.shape}, {self.truth.shape} "
+                f"and {list(self.classes)}"
+            )
+        if not np.isfinite(self.scores).all():
+            raise ValueError("scores must be finite")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ItemScores:
     """A value [N] for each of N items, whose mean is the metric, such as average precisions of queries.
 
@@ -70,7 +94,7 @@ class ItemScores:
                 raise ValueError(f"expected {len(self.keys)} values of a name of its own, got {name} {values.shape}")
 
 
-Scores = ClassScores | ItemScores
+Scores = ClassScores | LabelScores | ItemScores
 
 
 def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:
@@ -84,10 +108,10 @@ def write_scores(folder: Path, scores: Mapping[str, Scores]) -> None:
     if len(set(names.values())) != len(names):
         raise ValueError(f"names of tasks must differ in letters and digits, got {list(names)}")
     for task, own in scores.items():
-        if isinstance(own, ClassScores):
-            arrays = {"classes": np.array(own.classes), "truth": own.truth, "scores": own.scores}
-        else:
+        if isinstance(own, ItemScores):
             arrays = {"metric": np.array(own.metric), "values": own.values, **own.others}
+        else:
+            arrays = {"classes": np.array(own.classes), "truth": own.truth, "scores": own.scores}
         about = {"task": np.array(task), "keys": np.array(own.keys), "groups": np.array(own.groups)}
         temporary = folder / f".{names[task]}.partial.npz"
         np.savez(temporary, allow_pickle=False, **about, **arrays)
@@ -129,7 +153,13 @@ def _scores(arrays: Mapping[str, NDArray[np.generic]]) -> tuple[str, Scores]:
         others = {name: own.astype(np.float64) for name, own in arrays.items() if name not in _NAMES}
         return task, ItemScores(keys=keys, groups=groups, metric=str(arrays["metric"]), values=values, others=others)
     classes = tuple(map(str, arrays["classes"].tolist()))
-    truth, scores = arrays["truth"].astype(np.int64), arrays["scores"].astype(np.float64)
+    truth, scores = arrays["truth"], arrays["scores"].astype(np.float64)
+    if truth.ndim == 2:
+        if not np.isin(truth, (0, 1)).all():
+            raise ValueError("truth of labels must be 0 or 1")
+        present = truth.astype(np.bool_)
+        return task, LabelScores(keys=keys, groups=groups, classes=classes, truth=present, scores=scores)
+    truth = truth.astype(np.int64)
     return task, ClassScores(keys=keys, groups=groups, classes=classes, truth=truth, scores=scores)
 
 
@@ -141,4 +171,4 @@ def _check_keys(keys: tuple[str, ...], groups: tuple[str, ...]) -> None:
         raise ValueError(f"keys must differ, got {twice!r} twice")
 
 
-__all__ = ["SUFFIX", "ClassScores", "ItemScores", "Scores", "has_scores", "read_scores", "write_scores"]
+__all__ = ["SUFFIX", "ClassScores", "ItemScores", "LabelScores", "Scores", "has_scores", "read_scores", "write_scores"]

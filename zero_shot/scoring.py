@@ -13,7 +13,8 @@ from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import image_features, text_features
 from zero_shot.conditions import Labelled, labelled, selected
-from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
+from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, RetrievalTask
+from zero_shot.findings import finding_scores, finding_targets
 from zero_shot.prompt_choice import (
     PromptChoice,
     candidates,
@@ -24,22 +25,22 @@ from zero_shot.prompt_choice import (
 )
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.retrieve import caption_rows, query_scores
-from zero_shot.scores import ClassScores, ItemScores, Scores
+from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
 
 Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class RetrievalImages:
-    """The images of a retrieval task: where they are, and their metadata."""
+class TaskSamples:
+    """The images of a task of retrieval or of findings: where they are, and their metadata."""
 
-    task: RetrievalTask
+    task: RetrievalTask | MultiLabelTask
     shards: ShardSet
     indices: tuple[int, ...]
     samples: tuple[Sample, ...]
 
 
-TaskImages = Labelled | RetrievalImages
+TaskImages = Labelled | TaskSamples
 
 
 def validation_sets(config: EvalConfig, splits: Sequence[str]) -> dict[str, Labelled]:
@@ -58,7 +59,8 @@ def evaluated_sets(config: EvalConfig, validation: Mapping[str, Labelled]) -> di
     """The images of every task.
 
     Raises:
-        ValueError: a task without images, a label that is none of its classes, or images that are in `validation` too.
+        ValueError: a task without images, a label that is none of its classes, findings that all images have or none
+            has, or images that are in `validation` too.
     """
     found: dict[str, TaskImages] = {}
     for task in config.tasks:
@@ -68,13 +70,15 @@ def evaluated_sets(config: EvalConfig, validation: Mapping[str, Labelled]) -> di
                 if task.name in validation:
                     check_apart(validation[task.name], [sample.key for sample in images.samples])
                 found[task.name] = images
-            case RetrievalTask():
+            case RetrievalTask() | MultiLabelTask():
                 shards = ShardSet.open(task.shards)
                 chosen = selected(shards, task)
                 if not chosen:
                     raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
                 indices, samples = zip(*chosen, strict=True)
-                found[task.name] = RetrievalImages(task=task, shards=shards, indices=indices, samples=samples)
+                if isinstance(task, MultiLabelTask):
+                    finding_targets(task, samples)
+                found[task.name] = TaskSamples(task=task, shards=shards, indices=indices, samples=samples)
     return found
 
 
@@ -101,10 +105,10 @@ def score_tasks(
     chosen: Mapping[str, PromptChoice] | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Scores]:
-    """Scores by task: of a classification for each class, of a retrieval the average precision of each query.
+    """Scores by task: for each class or finding, and of a retrieval the average precision of each query.
 
     Args:
-        chosen: prompts by task; tasks without take those of the configuration.
+        chosen: prompts by task; tasks without, such as those of findings, take those of the configuration.
     """
     found: dict[str, Scores] = {}
     for name, own in images.items():
@@ -120,24 +124,35 @@ def score_tasks(
                     truth=own.truth,
                     scores=prompted_scores(encoder, prompting, features, precision=config.precision),
                 )
-            case RetrievalImages():
-                found |= _retrieve(encoder, own, features, config)
+            case TaskSamples(task=MultiLabelTask() as task):
+                found[name] = LabelScores(
+                    keys=tuple(sample.key for sample in own.samples),
+                    groups=tuple(sample.group for sample in own.samples),
+                    classes=tuple(task.prompts.classes),
+                    truth=finding_targets(task, own.samples),
+                    scores=finding_scores(encoder, task, features, precision=config.precision)[0],
+                )
+            case TaskSamples(task=RetrievalTask() as task):
+                found |= _retrieve(encoder, task, own.samples, features, config)
     return found
 
 
 def _retrieve(
-    encoder: DualEncoder, images: RetrievalImages, features: NDArray[np.float32], config: EvalConfig
+    encoder: DualEncoder,
+    task: RetrievalTask,
+    samples: Sequence[Sample],
+    features: NDArray[np.float32],
+    config: EvalConfig,
 ) -> dict[str, ItemScores]:
     """Average precisions of images and of captions, each direction a task of its own."""
-    samples = images.samples
-    rows = caption_rows(samples, images.task.duplicates)
+    rows = caption_rows(samples, task.duplicates)
     texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
     ranks = retrieval_ranks(features, texts, rows.texts_of)
     return query_scores(
-        images.task.name,
+        task.name,
         ranks,
         rows.texts_of,
-        ks=images.task.ks,
+        ks=task.ks,
         keys=[sample.key for sample in samples],
         groups=[sample.group for sample in samples],
     )
@@ -161,4 +176,4 @@ def _features(
     )
 
 
-__all__ = ["RetrievalImages", "TaskImages", "choose_for_tasks", "evaluated_sets", "score_tasks", "validation_sets"]
+__all__ = ["TaskImages", "TaskSamples", "choose_for_tasks", "evaluated_sets", "score_tasks", "validation_sets"]

@@ -54,4 +54,21 @@ class Scored:
         return top_k_accuracy(self.scores, self.truth), list(self.groups)
 
 
-__all__ = ["Found", "Scored", "Search"]
+@dataclass(frozen=True, kw_only=True)
+class ScoredFindings:
+    """Every image of a task of findings: where it is, its patient, which findings it has, and what the model says.
+
+    `targets`: [N, K]; `scores`: [N, K], of each finding higher is likelier; `probabilities`: [N, K], see
+    `zero_shot.findings.finding_scores`.
+    """
+
+    shards: str
+    indices: tuple[int, ...]
+    keys: tuple[str, ...]
+    groups: tuple[str, ...]
+    targets: NDArray[np.bool_]
+    scores: NDArray[np.float64]
+    probabilities: NDArray[np.float64]
+
+
+__all__ = ["Found", "Scored", "ScoredFindings", "Search"]

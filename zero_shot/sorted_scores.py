@@ -47,6 +47,13 @@ class SortedScores:
             rates.append(np.concatenate([[0.0], found[::-1].cumsum()]) / (total or np.nan))
         return rates[0], rates[1]
 
+    def precision_recall(self) -> tuple[Doubles, Doubles]:
+        """Recalls and precisions as steps, whose area is the average precision; NaN without a positive."""
+        positives, negatives = self._counts(np.ones(len(self._place), dtype=np.int64))
+        found, false = positives[::-1].cumsum(), negatives[::-1].cumsum()
+        recalls = np.concatenate([[0.0], found]) / (found[-1] or np.nan)
+        return np.repeat(recalls, 2)[1:-1], np.repeat(found / (found + false), 2)
+
     def _counts(self, weights: NDArray[np.integer]) -> tuple[Doubles, Doubles]:
         """Positives and negatives of each distinct score, lowest score first."""
         weighted = weights.astype(np.float64)

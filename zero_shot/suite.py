@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,9 +17,11 @@ from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.feature_cache import cached_image_features, image_tower_digest
 from clip_med.models.features import text_features
+from zero_shot.calibration import softmax
 from zero_shot.classify import classification_results, sensitivity_name
-from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, RetrievalTask
-from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport
+from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, MultiLabelTask, RetrievalTask
+from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport, digest
+from zero_shot.findings import finding_targets, report_findings
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix
 from zero_shot.prompt_choice import Prompting, prompted_scores
@@ -29,7 +29,7 @@ from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
 from zero_shot.scores import ItemScores
-from zero_shot.shown import Found, Scored, Search
+from zero_shot.shown import Found, Scored, ScoredFindings, Search
 
 _EXAMPLES: Final = 8
 # Answers shown of each, best first.
@@ -66,7 +66,7 @@ class _ShardImages:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A task with its samples; `truth` holds class numbers, of retrieval nothing."""
+    """A task with its samples; `truth` holds class numbers, of other tasks nothing."""
 
     task: EvalTask
     images: _ShardImages
@@ -111,6 +111,7 @@ def evaluate(
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
     queries: dict[str, ItemScores] = {}
+    findings: dict[str, ScoredFindings] = {}
     for part in prepared:
 
         def step(done: int, total: int, name: str = part.task.name) -> None:
@@ -118,17 +119,28 @@ def evaluate(
                 on_progress(name, done, total)
 
         features = part.images.features(encode, part.indices, step)
-        if isinstance(part.task, ClassificationTask):
-            assert part.truth is not None
-            report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
-        else:
-            report, own = _retrieve(encoder, part.task, features, part, config, sharded)
-            queries |= own
+        match part.task:
+            case ClassificationTask():
+                assert part.truth is not None
+                report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
+            case MultiLabelTask():
+                report, findings[part.task.name] = report_findings(
+                    encoder,
+                    part.task,
+                    features,
+                    part.samples,
+                    part.indices,
+                    precision=config.precision,
+                    seed=config.seed,
+                )
+            case RetrievalTask():
+                report, own = _retrieve(encoder, part.task, features, part, config, sharded)
+                queries |= own
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [scored[name].hits() for name in sorted(scored)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean, scored, queries)
+    return Evaluation(tuple(reports), mean, scored, queries, findings)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
@@ -161,6 +173,8 @@ def _prepare(task: EvalTask, opened: dict[str, _ShardImages]) -> _Prepared:
         )
     samples = [images.samples[index] for index in indices]
     truth = _truth(task, samples) if isinstance(task, ClassificationTask) else None
+    if isinstance(task, MultiLabelTask):
+        finding_targets(task, samples)
     return _Prepared(task, images, indices, samples, truth)
 
 
@@ -195,7 +209,7 @@ def _classify(
     answer = scores.argmax(axis=1)
     right = answer == truth
     confusion = confusion_matrix(answer, truth, len(classes))
-    shares = scores if task.ensemble == "probability" else _softmax(scores)
+    shares = scores if task.ensemble == "probability" else softmax(scores)
     recalls: list[Result] = []
     for number, label in enumerate(classes):
         own = np.flatnonzero(truth == number)
@@ -222,8 +236,8 @@ def _classify(
             majority=float(confusion.sum(axis=1).max() / len(samples)),
             prompts=prompts,
             ensemble=task.ensemble,
-            prompts_sha256=_digest(prompts),
-            split_sha256=_digest([[sample.key, classes[c]] for sample, c in zip(samples, truth, strict=True)]),
+            prompts_sha256=digest(prompts),
+            split_sha256=digest([[sample.key, classes[c]] for sample, c in zip(samples, truth, strict=True)]),
         ),
         Scored(
             shards=task.shards,
@@ -321,8 +335,8 @@ def _retrieve(
         kinds={name: results(images) for name, images in by_kind.items()},
         # Spread evenly over the texts: not picked by how they look.
         searches=tuple(search(i * len(texts) // _SEARCHES) for i in range(min(_SEARCHES, len(texts)))),
-        prompts_sha256=_digest(rows.wording),
-        split_sha256=_digest([[sample.key, list(sample.captions)] for sample in samples]),
+        prompts_sha256=digest(rows.wording),
+        split_sha256=digest([[sample.key, list(sample.captions)] for sample in samples]),
     )
     return report, query_scores(task.name, ranks, rows.texts_of, ks=task.ks, keys=keys, groups=groups)
 
@@ -348,19 +362,9 @@ def _examples(
     )
 
 
-def _digest(value: object) -> str:
-    """SHA-256 of plain values as JSON; the order of classes and samples counts."""
-    return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
-
-
 def _best(scores: NDArray[np.floating], count: int = _ANSWERS) -> list[int]:
     """The numbers of the highest scores, best first; of equal ones the first, as argmax has it."""
     return np.argsort(-scores, kind="stable")[:count].tolist()
-
-
-def _softmax(scores: NDArray[np.float64]) -> NDArray[np.float64]:
-    exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
 __all__ = ["evaluate", "evaluator", "flat_results"]

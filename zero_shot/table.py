@@ -9,8 +9,12 @@ from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.result import Result
 
 
-def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
-    """(title, lines of cells) for classification and for retrieval; the first line is the header."""
+def rows(evaluation: Evaluation, *, each_finding: bool = True) -> list[tuple[str, list[list[str]]]]:
+    """(title, lines of cells) by kind of task; the first line is the header.
+
+    Args:
+        each_finding: a table of the single findings of each task too.
+    """
     tables: list[tuple[str, list[list[str]]]] = []
     classification = [task for task in evaluation.tasks if task.kind == "classification"]
     if classification:
@@ -23,6 +27,13 @@ def rows(evaluation: Evaluation) -> list[tuple[str, list[list[str]]]]:
             line = ["unweighted mean", f"{mean.n:,}", "", "", cell(mean)]
             lines.append(line + [""] * (len(lines[0]) - len(line)))
         tables.append(("Zero-shot classification", lines))
+    findings = [task for task in evaluation.tasks if task.kind == "multi_label"]
+    if findings:
+        names = ["macro AUROC", "macro AUPRC"]
+        tables.append(
+            ("Zero-shot findings", [["task", "images", "findings", *names], *(_findings(t, names) for t in findings)])
+        )
+    tables += [_each_finding(task) for task in findings if each_finding]
     # One table for the tasks that share their columns.
     retrieval: dict[tuple[str, ...], list[list[str]]] = {}
     for task in evaluation.tasks:
@@ -71,14 +82,39 @@ def markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
 
 
+def left_out(task: TaskReport) -> str:
+    """Which findings no mean counts, and why, with their images."""
+    named = ", ".join(f"{label} ({count:,} of {task.n:,} images)" for label, count in task.left_out.items())
+    return f"Left out of the means, since all images have them or none has: {named}."
+
+
 def _classification(task: TaskReport, names: Sequence[str]) -> list[str]:
-    """A task's line; a declared metric other than top-1 is marked."""
     chance = f"{task.chance:.3f}" if task.chance is not None else ""
+    return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *_declared(task, names, "top-1")]
+
+
+def _findings(task: TaskReport, names: Sequence[str]) -> list[str]:
+    count, counted = len(task.classes), len(task.classes) - len(task.left_out)
+    findings = f"{counted} of {count}" if task.left_out else str(count)
+    return [task.name, f"{task.n:,}", findings, *_declared(task, names, "macro AUROC")]
+
+
+def _declared(task: TaskReport, names: Sequence[str], usual: str) -> list[str]:
+    """The cells of a task; a declared metric other than the usual one is marked."""
     cells = {result.name: cell(result) for result in task.results}
     declared = task.results[0].name
-    if declared != "top-1":
+    if declared != usual:
         cells[declared] += " *"
-    return [task.name, f"{task.n:,}", str(len(task.classes)), chance, *(cells.get(name, "") for name in names)]
+    return [cells.get(name, "") for name in names]
+
+
+def _each_finding(task: TaskReport) -> tuple[str, list[list[str]]]:
+    """One line for each finding of a task; the title names those that no mean counts."""
+    cells = {result.name: cell(result) for result in task.results}
+    lines = [["finding", "images with it", "AUROC", "AUPRC"]]
+    for label, count in zip(task.classes, task.positives, strict=True):
+        lines.append([label, f"{count:,}", cells[f"AUROC {label}"], cells[f"AUPRC {label}"]])
+    return f"Findings: {task.name}" + (f". {left_out(task)}" if task.left_out else ""), lines
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
@@ -87,4 +123,4 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-__all__ = ["aligned", "cell", "markdown", "markdown_row", "plain", "rows"]
+__all__ = ["aligned", "cell", "left_out", "markdown", "markdown_row", "plain", "rows"]

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zero_shot.comparison import Comparison
+    from zero_shot.comparison import Comparison, Metric
     from zero_shot.config import EvalConfig
     from zero_shot.prompt_choice import PromptChoice
     from zero_shot.report_run import WhatWasRun
     from zero_shot.scores import Scores
 
 METRICS = ("top-1", "balanced accuracy", "macro AUROC")
+USUAL: tuple[Metric, ...] = ("top-1", "macro AUROC")
 
 
 def add_parser(commands: Any) -> None:
@@ -39,7 +40,9 @@ def add_parser(commands: Any) -> None:
         help="choose prompts for each model on the first of these splits beside a task's own (or locations, with a /) "
         "that has images of the task",
     )
-    parser.add_argument("--metric", nargs="+", default=["top-1", "macro AUROC"], choices=METRICS, help="%(default)s")
+    parser.add_argument(
+        "--metric", nargs="+", choices=METRICS, help=f"default: those of {', '.join(USUAL)} that some task has"
+    )
     parser.add_argument("--level", type=float, default=0.05, help="of the tests, after Holm's correction (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and tests (%(default)s)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write JSON, HTML, figures and scores (a new folder)")
@@ -51,7 +54,7 @@ def add_parser(commands: Any) -> None:
 
 def _compare(arguments: argparse.Namespace) -> int:
     from clip_med.config import load_config
-    from zero_shot.comparison import compare_scores
+    from zero_shot.comparison import compare_scores, measurable
     from zero_shot.comparison_views import notes, prompt_table, tables, text
     from zero_shot.config import EvalConfig
 
@@ -62,7 +65,8 @@ def _compare(arguments: argparse.Namespace) -> int:
     paths = _named(arguments.models)
     configs = [load_config(EvalConfig, path) for path in arguments.data]
     scores, choices = _scored(paths, configs, arguments)
-    metrics = list(dict.fromkeys(arguments.metric))
+    asked: list[Metric] = arguments.metric or [m for m in USUAL if measurable(scores, m)] or list(USUAL)
+    metrics = list(dict.fromkeys(asked))
     comparisons = [compare_scores(scores, metric=m, level=arguments.level, seed=arguments.seed) for m in metrics]
     document = {
         "models": {name: str(path) for name, path in paths.items()},

@@ -1,4 +1,4 @@
-"""`clip-med eval`: zero-shot classification and retrieval of a run or a model folder."""
+"""`clip-med eval`: zero-shot classification, findings and retrieval of a run or a model folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 def add_parser(commands: Any) -> None:
     """Add `eval`."""
-    text = "zero-shot classification and retrieval, with bootstrap intervals"
+    text = "zero-shot classification, findings and retrieval, with bootstrap intervals"
     parser = commands.add_parser(
         "eval",
         help=text,

@@ -49,8 +49,8 @@ def _probe(arguments: argparse.Namespace) -> int:
     from clip_med.prompt_learning.tune_data import Encoding
     from zero_shot.scores import write_scores
 
-    if arguments.multi_label and (arguments.shots or arguments.out is not None):
-        raise ValueError("--multi-label goes without --shots and --out: shots and paired tests are of single classes")
+    if arguments.multi_label and arguments.shots:
+        raise ValueError("--multi-label goes without --shots, which are images of single classes")
     if arguments.shots < 0:
         raise ValueError(f"--shots must be 0 (all) or more, got {arguments.shots}")
     with process_group(arguments.device) as device, ItemDisplay() as display:
@@ -61,7 +61,7 @@ def _probe(arguments: argparse.Namespace) -> int:
         )
         outcome = _labels(arguments, encoding) if arguments.multi_label else _classes(arguments, encoding)
     name = arguments.dataset or arguments.data.name
-    if arguments.out is not None and outcome.scores is not None:
+    if arguments.out is not None:
         write_scores(arguments.out, {name: outcome.scores})
     if arguments.json:
         document = {

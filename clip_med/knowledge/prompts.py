@@ -98,6 +98,26 @@ def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
     return {label: tuple(texts) for label, texts in _weighted(prompts).items()}
 
 
+def absence_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
+    """What says that the finding of each label is not there: the negative statements of the knowledge base.
+
+    Raises:
+        ValueError: prompts without `knowledge`, or a finding that it does not know or has no such statement of.
+
+    Example:
+        >>> chosen = KnowledgePrompts(facets=("positive",), modality="X-ray")
+        >>> absence_prompts(ClassPrompts(classes={"Edema": ("pulmonary edema",)}, knowledge=chosen))["Edema"][0]
+        'No pulmonary oedema.'
+    """
+    if prompts.knowledge is None:
+        raise ValueError("prompts.knowledge is needed for what says that a finding is not there")
+    known = load_knowledge(prompts.knowledge.path)
+    return {
+        label: tuple(_denied(label, _finding(label, names, prompts.knowledge, known), prompts.knowledge))
+        for label, names in prompts.classes.items()
+    }
+
+
 def prompt_weights(prompts: ClassPrompts) -> tuple[tuple[float, ...], ...] | None:
     """The weight of each prompt of `render_prompts`, class by class; None where all count alike.
 
@@ -122,16 +142,21 @@ def _weighted(prompts: ClassPrompts) -> dict[str, dict[str, float]]:
     for label, names in prompts.classes.items():
         finding = _finding(label, names, chosen, known)
         if label in chosen.absent:
-            texts = dict.fromkeys(finding.negative, 1.0)
-        else:
-            texts = _told(finding, names, prompts, chosen)
-        rendered[label] = dict(list(texts.items())[: chosen.most])
+            rendered[label] = _denied(label, finding, chosen)
+            continue
+        rendered[label] = dict(list(_told(finding, names, prompts, chosen).items())[: chosen.most])
         if not rendered[label]:
-            wanted = (
-                "negative statements" if label in chosen.absent else f"text of the facets {', '.join(chosen.facets)}"
+            raise ValueError(
+                f"class {label!r}: finding {finding.id} has no text of the facets {', '.join(chosen.facets)}"
             )
-            raise ValueError(f"class {label!r}: finding {finding.id} has no {wanted}")
     return rendered
+
+
+def _denied(label: str, finding: Finding, chosen: KnowledgePrompts) -> dict[str, float]:
+    """The negative statements on a finding."""
+    if not finding.negative:
+        raise ValueError(f"class {label!r}: finding {finding.id} has no negative statements")
+    return dict.fromkeys(finding.negative[: chosen.most], 1.0)
 
 
 def _told(
@@ -202,4 +227,4 @@ def _of_modality(name: str, modality: str | None, known: Knowledge) -> tuple[Fin
     return tuple(one for one in found if one.modality is None or is_of_modality(one, modality))
 
 
-__all__ = ["ClassPrompts", "KnowledgePrompts", "phrase", "prompt_weights", "render_prompts"]
+__all__ = ["ClassPrompts", "KnowledgePrompts", "absence_prompts", "phrase", "prompt_weights", "render_prompts"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.metrics import roc_auc_score
 
 from clip_med.cli import main
 from clip_med.models.folder import build_model, save_folder
 from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
-from zero_shot.scores import ClassScores, read_scores, write_scores
+from zero_shot.scores import ClassScores, LabelScores, read_scores, write_scores
 
 CONFIG = """
 tasks:
@@ -27,6 +29,18 @@ tasks:
   - kind: retrieval
     name: captions
     shards: {shards}
+"""
+
+FINDINGS = """
+tasks:
+  - kind: multi_label
+    name: several
+    shards: {shards}
+    prompts:
+      classes: {{cyst: [cyst], mass: [mass], never: [stone]}}
+    absent:
+      templates: ["no {{}}"]
+      classes: {{cyst: [cyst], mass: [mass], never: [stone]}}
 """
 
 
@@ -94,6 +108,37 @@ def test_models_then_their_scores_with_those_of_a_probe(
         assert "| task | images | one | two |" in capsys.readouterr().out
     for name in ("comparison.html", "ranks.top-1.svg", "comparison.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_findings_are_compared_by_macro_auroc_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "findings.yaml").write_text(FINDINGS.format(shards=folder / "test"))
+    out = tmp_path / "out"
+    data = ["--data", str(tmp_path / "findings.yaml"), "--validation", "val"]
+    assert compare(folder, *data, "--out", str(out), "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    (only,) = document["comparisons"]
+    assert only["metric"] == "macro AUROC"
+    stored = read_scores(out / "scores/one")["several"]
+    assert isinstance(stored, LabelScores)
+    assert stored.classes == ("cyst", "mass", "never")
+    assert stored.truth.sum(axis=0).tolist() == [12, 8, 0]
+    theirs = [roc_auc_score(stored.truth[:, k], stored.scores[:, k]) for k in (0, 1)]
+    assert only["values"]["several"]["one"]["value"] == pytest.approx(np.mean(theirs))
+    # One that knows everything is better; with another truth it is refused, and so is a metric of single classes.
+    right = replace(stored, scores=stored.truth.astype(np.float64))
+    write_scores(tmp_path / "right", {"several": right})
+    write_scores(tmp_path / "other", {"several": replace(right, truth=~stored.truth)})
+    assert main(["compare", str(out / "scores/one"), str(tmp_path / "right"), "--json"]) == 0
+    (only,) = json.loads(capsys.readouterr().out)["comparisons"]
+    assert only["pairs"][0]["better"] == "right"
+    for words, message in (
+        ([str(tmp_path / "other")], "task several: one and other have other truth"),
+        ([str(tmp_path / "right"), "--metric", "top-1"], "no task has top-1 for all of one, right"),
+    ):
+        assert main(["compare", str(out / "scores/one"), *words]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,7 @@ from clip_med.models.folder import build_model, load_folder, save_folder
 from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
 from zero_shot.metrics import average_precision
-from zero_shot.scores import ClassScores, read_scores
+from zero_shot.scores import ClassScores, LabelScores, read_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -68,14 +68,17 @@ def test_validation_images_or_folds_choose_and_shots_are_counted(
     assert (few["train"], few["validation"], few["shots"]) == (6, 6, 2)
 
 
-def test_labels_of_which_images_have_several(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = run(root, capsys, "--multi-label", "--C", "1", "--classes", *CLASSES)
+def test_labels_of_which_images_have_several(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = run(root, capsys, "--multi-label", "--C", "1", "--classes", *CLASSES, "--out", str(tmp_path))
     names = [result["name"] for result in found["results"]]
     assert names[:3] == ["macro AUROC", "macro AUPRC", "AUROC cyst"]
     assert len(names) == 2 + 2 * 3
     mean = np.mean([result["value"] for result in found["results"][2:5]])
     assert found["results"][0]["value"] == pytest.approx(mean)
     assert all(result["low"] <= result["high"] for result in found["results"])
+    scores = read_scores(tmp_path)["data"]
+    assert isinstance(scores, LabelScores)
+    assert found["results"][2]["value"] == pytest.approx(roc_auc_score(scores.truth[:, 0], scores.scores[:, 0]))
 
 
 def test_areas_are_scikit_learns_ties_included() -> None:

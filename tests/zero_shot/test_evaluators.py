@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 from sklearn import metrics as sk
 
-from zero_shot.classify import Ensemble, class_scores, classification_results
+from zero_shot.classify import class_scores, classification_results
+from zero_shot.config import Ensemble
 
 ENSEMBLES: tuple[Ensemble, ...] = ("embedding", "embedding_no_renorm", "logit", "probability", "max")
 

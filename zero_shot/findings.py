@@ -1,0 +1,143 @@
+"""Zero-shot findings on features: presence against absence, a sigmoid or a softmax over findings; and their report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clip_med.data.sample import Sample
+from clip_med.knowledge.prompts import prompt_weights
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import Precision, text_features
+from zero_shot.calibration import softmax
+from zero_shot.classify import class_scores
+from zero_shot.config import MultiLabelTask
+from zero_shot.evaluation import TaskReport, digest
+from zero_shot.multi_label import Targets, label_results, label_targets, one_sided
+from zero_shot.shown import ScoredFindings
+
+Floats = NDArray[np.floating]
+Doubles = NDArray[np.float64]
+
+
+def finding_scores(
+    encoder: DualEncoder, task: MultiLabelTask, features: Floats, *, precision: Precision = "fp32"
+) -> tuple[Doubles, Doubles]:
+    """Scores and probabilities [N, K] of images for the findings of a task; features: [N, D] unit rows.
+
+    With scale s, bias b (0 where the model has none) and cosines c+ and c- with presence and absence:
+
+    - pair: s (c+ - c-), and its sigmoid, which is the softmax over s c+ and s c-
+    - sigmoid: s c+ + b, and its sigmoid (SigLIP)
+    - softmax: the softmax over the findings' s c+, and its logarithm as the score
+
+    Scores rank as the probabilities do, but do not become equal where those are 0 or 1 in double precision. With
+    ensemble `probability` the probability is a mean over prompts, and the score is the probability itself. No
+    probability is calibrated.
+    """
+    present, absent = task.present_texts(), task.absent_texts()
+    texts = [*present.values(), *absent.values()]
+    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
+    parts = np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+    scale = float(encoder.logit_scale.detach().exp())
+    weights = prompt_weights(task.prompts)
+
+    def scores_of(prompts: Sequence[Floats], own: Sequence[Sequence[float]] | None) -> Doubles:
+        return class_scores(features, prompts, scale=scale, ensemble=task.ensemble, weights=own)
+
+    match task.score:
+        case "pair":
+            pairs = [
+                scores_of((there, denied), None if weights is None else (weights[k], (1.0,) * len(denied)))
+                for k, (there, denied) in enumerate(zip(parts[: len(present)], parts[len(present) :], strict=True))
+            ]
+            if task.ensemble == "probability":
+                shares = np.stack([pair[:, 0] for pair in pairs], axis=1)
+                return shares, shares
+            margins = np.stack([pair[:, 0] - pair[:, 1] for pair in pairs], axis=1)
+            return margins, _sigmoid(margins)
+        case "sigmoid":
+            bias = 0.0 if encoder.logit_bias is None else float(encoder.logit_bias.detach())
+            logits = scores_of(parts, weights) + bias
+            return logits, _sigmoid(logits)
+        case "softmax":
+            scores = scores_of(parts, weights)
+            if task.ensemble == "probability":
+                return scores, scores
+            return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), softmax(scores)
+
+
+def finding_targets(task: MultiLabelTask, samples: Sequence[Sample]) -> Targets:
+    """[N, K] which findings each sample of a task has.
+
+    Raises:
+        ValueError: no finding that some images have and some have not.
+    """
+    labels = list(task.prompts.classes)
+    targets = label_targets(samples, labels)
+    if len(one_sided(targets, labels)) == len(labels):
+        raise ValueError(
+            f"task {task.name}: of {len(samples)} samples all or none have each of the labels {labels}: nothing to "
+            f"tell apart; labels of the first: {list(samples[0].labels)}"
+        )
+    return targets
+
+
+def report_findings(
+    encoder: DualEncoder,
+    task: MultiLabelTask,
+    features: Floats,
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    *,
+    precision: Precision = "fp32",
+    seed: int = 0,
+) -> tuple[TaskReport, ScoredFindings]:
+    """The outcome of a task on samples with their features [N, D], and what the model says of each image.
+
+    Args:
+        indices: where the samples are in their shards; seed: of the bootstrap intervals.
+    """
+    labels = tuple(task.prompts.classes)
+    targets = finding_targets(task, samples)
+    scores, probabilities = finding_scores(encoder, task, features, precision=precision)
+    groups = [sample.group for sample in samples]
+    results = label_results(scores, targets, labels, groups=groups, seed=seed)
+    present, absent = task.present_texts(), task.absent_texts()
+    report = TaskReport(
+        name=task.name,
+        kind=task.kind,
+        n=len(samples),
+        results=tuple(sorted(results, key=lambda result: result.name != task.metric)),
+        examples=(),
+        classes=labels,
+        positives=tuple(targets.sum(axis=0).tolist()),
+        left_out=one_sided(targets, labels),
+        prompts=present,
+        absent=absent,
+        ensemble=task.ensemble,
+        score=task.score,
+        prompts_sha256=digest([present, absent]),
+        split_sha256=digest(
+            [[sample.key, [c for c in labels if c in sample.labels]] for sample in samples],
+        ),
+    )
+    scored = ScoredFindings(
+        shards=task.shards,
+        indices=tuple(indices),
+        keys=tuple(sample.key for sample in samples),
+        groups=tuple(groups),
+        targets=targets,
+        scores=scores,
+        probabilities=probabilities,
+    )
+    return report, scored
+
+
+def _sigmoid(logits: Doubles) -> Doubles:
+    return np.exp(-np.logaddexp(0.0, -logits))
+
+
+__all__ = ["finding_scores", "finding_targets", "report_findings"]
