@@ -73,6 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     # Words of the form --key.path value, which change values of a configuration.
     namespace.overrides = rest
+    # The command as it was given: a job on another machine runs it again, with a part of the work.
+    namespace.words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         return namespace.call(namespace)
     except BrokenPipeError:

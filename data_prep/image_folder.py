@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Final
 
 from clip_med.config import config
@@ -55,12 +56,14 @@ class ImageFolderSource:
     def records(self) -> Iterator[Record | Rejection]:
         """A record per image, in the order of the paths."""
         for row, relative in enumerate(walk_files(self.root), start=1):
-            *folders, file = PurePosixPath(relative).parts
+            # Not pathlib, which interns every name: a table of megabytes for many files.
+            *folders, file = relative.split(os.sep)
+            suffix = os.path.splitext(file)[1]
             split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
             folders = folders[1:] if split else folders
             group = group_in(relative, self.settings.group_pattern)
-            if PurePosixPath(file).suffix.lower() not in IMAGE_SUFFIXES:
-                yield Rejection(row=row, path=relative, reason="not an image", detail=PurePosixPath(file).suffix)
+            if suffix.lower() not in IMAGE_SUFFIXES:
+                yield Rejection(row=row, path=relative, reason="not an image", detail=suffix)
             elif not folders:
                 yield Rejection(row=row, path=relative, reason="no class", detail="lies in no folder of a class")
             elif group is None:

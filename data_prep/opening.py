@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -13,15 +12,24 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from itertools import islice
 from types import TracebackType
-from typing import Final
+from typing import Final, Protocol
 
 from clip_med.data.images import ImageError
 from clip_med.data.sample import Sample
+from clip_med.data.signals import ignore_signals, signals_held_back
 from data_prep.record import RejectedImageError, Rejection, Source, Task
 
 # Tasks that travel to a process together, and how many such parcels wait per process: memory stays bounded.
 _PARCEL: Final = 16
 _WAITING: Final = 4
+
+
+class Results(Protocol):
+    """What becomes of tasks."""
+
+    def open(self, tasks: Iterable[Task]) -> Iterator[Sample | Rejection]:
+        """One result per task, in order."""
+        ...
 
 
 class Opener:
@@ -68,7 +76,9 @@ class Opener:
         waiting: deque[Future[list[Sample | Rejection]]] = deque()
         try:
             while parcel := list(islice(rest, _PARCEL)):
-                waiting.append(self._pool.submit(_open_parcel, self._source, parcel))
+                # The first call starts the processes.
+                with signals_held_back():
+                    waiting.append(self._pool.submit(_open_parcel, self._source, parcel))
                 if len(waiting) >= _WAITING * self._workers:
                     yield from waiting.popleft().result()
             while waiting:
@@ -100,8 +110,8 @@ def _open_parcel(source: Source, parcel: list[Task]) -> list[Sample | Rejection]
 
 
 def _end_with_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and do not outlive a parent that is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: leave signals to the parent, and do not outlive a parent that is killed."""
+    ignore_signals()
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -112,4 +122,4 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-__all__ = ["Opener", "open_task"]
+__all__ = ["Opener", "Results", "open_task"]

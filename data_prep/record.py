@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 from clip_med.config import PositiveInt, config, nearest
 from clip_med.data.sample import Sample, keyed_hash
@@ -314,34 +312,6 @@ class Plan:
         }
 
 
-class StoredPlan:
-    """A plan that is listed once and kept in a temporary file without a name: for sources that are slow to list."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  # closed with the object
-        try:
-            for item in plan:
-                self._file.write(json.dumps([type(item) is Task, asdict(item)], ensure_ascii=False) + "\n")
-        except BaseException:
-            self._file.close()
-            raise
-
-    def __iter__(self) -> Iterator[Task | Rejection]:
-        self._file.seek(0)
-        for line in self._file:
-            is_task, fields = json.loads(line)
-            yield _task_of(fields) if is_task else Rejection(**fields)
-
-    def close(self) -> None:
-        """Removes the file."""
-        self._file.close()
-
-
-def _task_of(fields: dict[str, Any]) -> Task:
-    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, list)}
-    return Task(**{**fields, **lists})
-
-
 def _printable(text: str) -> str:
     """The text with bytes that are not UTF-8 written out."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -376,6 +346,5 @@ __all__ = [
     "Rejection",
     "ShardSettings",
     "Source",
-    "StoredPlan",
     "Task",
 ]

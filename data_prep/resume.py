@@ -7,12 +7,12 @@ from itertools import chain
 
 from clip_med.data.sample import Sample
 from clip_med.data.shard_index import ShardIndex
-from data_prep.opening import Opener
+from data_prep.opening import Results
 from data_prep.record import Rejection, Task
 
 
 def continued(
-    tasks: Iterable[Task], finished: Sequence[ShardIndex], opener: Opener
+    tasks: Iterable[Task], finished: Sequence[ShardIndex], opener: Results
 ) -> tuple[list[Rejection], Iterator[Task]] | None:
     """What had been rejected before the end of the finished shards, and the tasks that follow; None: begin anew.
 

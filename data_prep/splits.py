@@ -13,7 +13,8 @@ from pathlib import Path
 from clip_med.data.sample import keyed_hash
 from clip_med.data.shards import ShardSet
 from data_prep.census import Census, take_census
-from data_prep.record import SPLIT_NAMES, Plan, Rejection, Source, StoredPlan, Task
+from data_prep.record import SPLIT_NAMES, Plan, Rejection, Source, Task
+from data_prep.stored_plan import StoredPlan
 
 Fractions = tuple[float, float, float]
 

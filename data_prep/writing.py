@@ -3,29 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from clip_med.config import config_hash, to_plain
-from clip_med.data.sample import keyed_hash
 from clip_med.data.shard_writer import ShardWriter, finished_shards
 from clip_med.data.shards import ShardSet
-from data_prep.captions import TEMPLATES, Templates, read_templates
 from data_prep.census import Census
 from data_prep.claim import claim_folder
-from data_prep.opening import Opener
-from data_prep.record import Plan, Rejection, ShardSettings, Source, StoredPlan, Task
+from data_prep.listing import claim_file, listed, secret_place
+from data_prep.opening import Opener, Results
+from data_prep.record import Rejection, ShardSettings, Source, Task
 from data_prep.rejections import REJECTED_FILE, read_rejections, write_rejections
 from data_prep.resume import continued
-from data_prep.secret_file import read_secret
-from data_prep.splits import SplitPlan, plan_splits
-
-# Changes with every change of the bytes that a source gives, so that no folder mixes both.
-VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +73,51 @@ def source_to_shards(
         RejectedRowError: see `strict`; `out/rejected.jsonl` is written all the same.
         OSError: a file or folder that cannot be read or written (a single image only costs its sample).
     """
-    secret_file = secret_file or out.with_name(out.name + ".secret")
-    templates = read_templates(source.settings.templates or TEMPLATES)
-    # Digest first: a source that does not exist must not leave a secret and a folder behind.
-    digest = source.digest()
-    secret = read_secret(secret_file, out=out)
-    plan = Plan(source, secret, templates)
-    with contextlib.ExitStack() as stack:
-        if not source.cheap:
-            plan = stack.enter_context(contextlib.closing(StoredPlan(plan)))
-        plan, census = plan_splits(source, plan, secret)
-        _claim(out, digest, source, templates, secret)
-        progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
-        kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
-        rejections = census.rejections + [rejection for rejection in read_rejections(out) if rejection.split in kept]
-        opener = stack.enter_context(Opener(source, workers=workers))
-        if strict:
-            _refuse_if_any(source, out, plan, census, kept, rejections, opener, progress)
-        for split, rows in census.split_rows.items():
-            if split in kept:
-                progress.add(rows)
-                continue
-            lost = _write_split(out, split, plan, opener, census, source.settings, rejections, progress)
-            if strict and lost:
-                raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
-            rejections += lost
+    with listed(source, out, secret_file) as listing:
+        claim_folder(out, claim_file(source), listing.claim)
+        with Opener(source, workers=workers) as opener:
+            return write_plan(
+                source,
+                listing.plan,
+                listing.census,
+                opener,
+                out,
+                secret_file=secret_place(out, secret_file),
+                strict=strict,
+                on_progress=on_progress,
+            )
+
+
+def write_plan(
+    source: Source,
+    plan: Iterable[Task | Rejection],
+    census: Census,
+    opener: Results,
+    out: Path,
+    *,
+    secret_file: Path,
+    strict: bool = False,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> WriteReport:
+    """Write the tasks of a plan, which a census was taken of, with what the opener makes of them.
+
+    Raises:
+        RejectedRowError: see `source_to_shards`.
+        ValueError: a split of an earlier run does not add up.
+    """
+    progress = _Progress(on_progress, sum(census.split_rows.values()) * (2 if strict else 1))
+    kept = tuple(split for split in census.split_rows if (out / split / "dataset.json").exists())
+    rejections = census.rejections + [rejection for rejection in read_rejections(out) if rejection.split in kept]
+    if strict:
+        _refuse_if_any(source, out, plan, census, kept, rejections, opener, progress)
+    for split, rows in census.split_rows.items():
+        if split in kept:
+            progress.add(rows)
+            continue
+        lost = _write_split(out, split, plan, opener, census, source.settings, rejections, progress)
+        if strict and lost:
+            raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
+        rejections += lost
     write_rejections(out, rejections)
     return _report(out, census, rejections, kept, secret_file)
 
@@ -114,11 +125,11 @@ def source_to_shards(
 def _refuse_if_any(
     source: Source,
     out: Path,
-    plan: SplitPlan,
+    plan: Iterable[Task | Rejection],
     census: Census,
     kept: tuple[str, ...],
     known: list[Rejection],
-    opener: Opener,
+    opener: Results,
     progress: _Progress,
 ) -> None:
     rejections = list(known)
@@ -140,8 +151,8 @@ def _refuse_if_any(
 def _write_split(
     out: Path,
     split: str,
-    plan: SplitPlan,
-    opener: Opener,
+    plan: Iterable[Task | Rejection],
+    opener: Results,
     census: Census,
     settings: ShardSettings,
     earlier: list[Rejection],
@@ -201,18 +212,6 @@ def _uncommitted_if_empty(directory: Path) -> Iterator[None]:
             directory.rmdir()
 
 
-def _claim(out: Path, digest: str, source: Source, templates: Mapping[str, Templates], secret: bytes) -> None:
-    """Mark `out` as the place of this source with these settings, or refuse if it is another's."""
-    ours = {
-        "version": VERSION,
-        "source_sha256": digest,
-        **to_plain(source.settings),
-        "templates": config_hash({name: vars(entry) for name, entry in templates.items()}),
-        "secret": keyed_hash(secret, "check"),
-    }
-    claim_folder(out, f"{source.kind}.json", json.loads(json.dumps(ours)))
-
-
 def _report(
     out: Path, census: Census, rejections: list[Rejection], kept: tuple[str, ...], secret_file: Path
 ) -> WriteReport:
@@ -257,4 +256,4 @@ class _Progress:
             self._on_progress(self._done, self._total)
 
 
-__all__ = ["RejectedRowError", "WriteReport", "source_to_shards"]
+__all__ = ["RejectedRowError", "WriteReport", "source_to_shards", "write_plan"]

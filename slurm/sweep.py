@@ -19,6 +19,8 @@ from slurm.submit import submit_script
 
 _PLACEHOLDER: Final = re.compile(r"\{([^{}]*)\}")
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9.+-]+")
+# States of tasks that are not submitted again.
+_CARED_FOR: Final = ("done", "running", "pending")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +79,29 @@ def submit_sweep(spec: JobSpec, words: Sequence[str], grid: Mapping[str, Sequenc
     if is_sweep(folder):
         raise ValueError(f"{folder}: holds a sweep already; clip-med slurm resubmit {folder} runs what is missing")
     tasks = expand(words, grid, folder)
-    # Rendered before anything is written: what cannot be a script leaves no folder.
-    lines = [task_line(task.words, task.run) for task in tasks]
-    render_array(spec, [0], name=folder.name, folder=folder, cwd=Path.cwd())
-    (folder / "slurm").mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "slurm/tasks.sh", "\n".join(lines) + "\n")
     axes = {name: list(values) for name, values in grid.items()}
-    document = {"command": list(words), "grid": axes, "cwd": str(Path.cwd()), "spec": to_plain(spec)}
-    job = _submit(spec, tasks, folder, Path.cwd())
-    write_atomically(folder / "sweep.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    return job
+    return _submit_new(spec, tasks, tasks, folder, {"command": list(words), "grid": axes})
+
+
+def submit_commands(
+    spec: JobSpec, commands: Mapping[str, Sequence[str]], folder: Path
+) -> tuple[str | None, list[Task]]:
+    """Submit commands as one job array, but for those of an earlier call that are done or in the queue.
+
+    Args:
+        commands: name to what follows `python -m`; the record of each is kept in `folder/NAME`.
+
+    Returns:
+        The number of the array and the tasks in it; None and [] where there is none.
+    """
+    folder = folder.absolute()
+    tasks = _named(commands, folder)
+    jobs = queue()
+    missing = [task for task in tasks if status(task.run, jobs).state not in _CARED_FOR]
+    if not missing:
+        return None, []
+    document = {"commands": {name: list(words) for name, words in commands.items()}}
+    return _submit_new(spec, tasks, missing, folder, document), missing
 
 
 def resubmit(folder: Path, spec: JobSpec | None = None) -> tuple[str | None, list[Task]]:
@@ -97,7 +112,7 @@ def resubmit(folder: Path, spec: JobSpec | None = None) -> tuple[str | None, lis
         spec: instead of the description that the sweep was submitted with, for example with more time.
     """
     folder = folder.absolute()
-    missing = [task for task, one in sweep_status(folder) if one.state not in ("done", "running", "pending")]
+    missing = [task for task, one in sweep_status(folder) if one.state not in _CARED_FOR]
     if not missing:
         return None, []
     document = _document(folder)
@@ -117,13 +132,37 @@ def sweep_tasks(folder: Path) -> tuple[Task, ...]:
     Raises:
         ValueError: there is no sweep.
     """
-    document = _document(folder)
-    return expand(document["command"], document["grid"], folder.absolute())
+    document, folder = _document(folder), folder.absolute()
+    if "commands" in document:
+        return _named(document["commands"], folder)
+    return expand(document["command"], document["grid"], folder)
 
 
 def is_sweep(folder: Path) -> bool:
     """Whether a folder is that of a sweep."""
     return (folder / "sweep.json").is_file()
+
+
+def _named(commands: Mapping[str, Sequence[str]], folder: Path) -> tuple[Task, ...]:
+    return tuple(
+        Task(index=index, values={}, run=folder / name, words=tuple(words))
+        for index, (name, words) in enumerate(commands.items())
+    )
+
+
+def _submit_new(
+    spec: JobSpec, tasks: Sequence[Task], chosen: Sequence[Task], folder: Path, document: Mapping[str, Any]
+) -> str:
+    """Submit some of the tasks of a folder, and keep there what all of them are."""
+    # Rendered before anything is written: what cannot be a script leaves no folder.
+    lines = [task_line(task.words, task.run) for task in tasks]
+    render_array(spec, [0], name=folder.name, folder=folder, cwd=Path.cwd())
+    (folder / "slurm").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "slurm/tasks.sh", "\n".join(lines) + "\n")
+    job = _submit(spec, chosen, folder, Path.cwd())
+    kept = {**document, "cwd": str(Path.cwd()), "spec": to_plain(spec)}
+    write_atomically(folder / "sweep.json", json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    return job
 
 
 def _submit(spec: JobSpec, tasks: Sequence[Task], folder: Path, cwd: Path) -> str:
@@ -142,4 +181,13 @@ def _document(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
 
 
-__all__ = ["Task", "expand", "is_sweep", "resubmit", "submit_sweep", "sweep_status", "sweep_tasks"]
+__all__ = [
+    "Task",
+    "expand",
+    "is_sweep",
+    "resubmit",
+    "submit_commands",
+    "submit_sweep",
+    "sweep_status",
+    "sweep_tasks",
+]

@@ -47,6 +47,7 @@ def test_the_number_of_configurations_is_known() -> None:
         "pretrain/keep.yaml",
         "pretrain/medclip.yaml",
         "pretrain/unimed_clip.yaml",
+        "slurm/cpu.yaml",
         "slurm/gpu.yaml",
         "slurm/local.yaml",
         "slurm/preemptible.yaml",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from clip_med.commands.printing import print_values
-from clip_med.commands.progress import ItemDisplay
+from clip_med.commands.data_run import run
 
 if TYPE_CHECKING:
     from data_prep.record import ShardSettings, Source
@@ -59,7 +57,9 @@ def add_source(actions: Any, source: SourceCommand) -> None:
     _add_splitting(parser)
     _add_captions(parser)
     _add_writing(parser)
-    parser.set_defaults(call=partial(_run, source))
+    _add_parts(parser)
+    # Values of the job, --job.KEY, with --slurm.
+    parser.set_defaults(call=partial(run, source.build), takes_overrides=True)
 
 
 def _add_splitting(parser: Any) -> None:
@@ -125,6 +125,25 @@ def _add_writing(parser: Any) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
 
 
+def _add_parts(parser: Any) -> None:
+    group = parser.add_argument_group(
+        "more machines than one", "parts of the input lie in OUT.parts, beside OUT, until they are laid into OUT"
+    )
+    group.add_argument(
+        "--slurm",
+        metavar="JOB",
+        type=Path,
+        help="run parts and merge as jobs of Slurm; repeated: only what is missing. JOB: a YAML file or a shipped "
+        "name, see configs/slurm; its values can be given as --job.KEY=VALUE",
+    )
+    group.add_argument(
+        "--parts", metavar="N", type=int, help="how many; without --slurm they are listed only; default 16"
+    )
+    one = group.add_mutually_exclusive_group()
+    one.add_argument("--part", metavar="I", type=int, help="write one part, 0 to N - 1")
+    one.add_argument("--merge", action="store_true", help="lay the parts into OUT")
+
+
 def add_group_pattern(parser: Any) -> None:
     """The option that finds the patient in a path."""
     parser.add_argument("--group-pattern", metavar="REGEX", help="its one group finds the patient in a path")
@@ -147,32 +166,6 @@ def settings(kind: type[SettingsT], arguments: argparse.Namespace, **more: Any) 
     given = {name: value for name in names if (value := getattr(arguments, name, None)) is not None}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
     return validate(kind, {**plain, **more})
-
-
-def _run(command: SourceCommand, arguments: argparse.Namespace) -> int:
-    from data_prep.rejections import REJECTED_FILE
-    from data_prep.writing import source_to_shards
-
-    source = command.build(arguments)
-    with ItemDisplay(quiet=arguments.json) as display:
-        report = source_to_shards(
-            source,
-            arguments.out,
-            secret_file=arguments.secret,
-            workers=arguments.workers,
-            strict=arguments.strict,
-            on_progress=partial(display.on_item, "images"),
-        )
-    print_values(arguments, {**vars(report), "kept_splits": list(report.kept_splits), "secret": str(report.secret)})
-    warnings = {
-        f"{report.rejected} rows are in no shard; {arguments.out / REJECTED_FILE} says why": report.rejected,
-        f"{report.groups_in_several_splits} groups are in several splits": report.groups_in_several_splits,
-        f"{report.unknown_modality} rows have the modality 'unknown'; see --modality": report.unknown_modality,
-    }
-    for text, number in warnings.items():
-        if number:
-            print(f"warning: {text}", file=sys.stderr)
-    return 0 if sum(report.written.values()) else 1
 
 
 def folder(path: Path, *, named: str = "") -> Path:

@@ -8,9 +8,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from clip_med.commands.printing import print_values
+
+if TYPE_CHECKING:
+    from slurm.job import JobSpec
 
 # Seconds between two looks at a log that is followed.
 _FOLLOW_S: Final = 0.5
@@ -96,8 +99,8 @@ def _add_sweep(actions: Any) -> None:
     action.set_defaults(takes_overrides=True)
 
 
-def _job_spec(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
-    """The job's description, and the overrides that are not its own."""
+def job_spec(config: Path, overrides: Sequence[str]) -> tuple[JobSpec, list[str]]:
+    """The job's description, and the overrides that are not its own (`--job.KEY`)."""
     from dataclasses import replace
 
     from clip_med.config import load_config
@@ -106,23 +109,23 @@ def _job_spec(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
     own: list[str] = []
     others: list[str] = []
     target = others
-    for word in arguments.overrides:
+    for word in overrides:
         if word.startswith("--"):
             target = own if word.startswith("--job.") else others
         target.append("--" + word.removeprefix("--job.") if target is own and word.startswith("--") else word)
-    spec = load_config(JobSpec, arguments.config, own)
+    spec = load_config(JobSpec, config, own)
     if spec.python is None and spec.container is None:
         # The program that submits is the one that will run: no environment needs to be activated.
         spec = replace(spec, python=sys.executable)
     return spec, others
 
 
-def _pretrain_job(arguments: argparse.Namespace) -> tuple[Any, list[str]]:
+def _pretrain_job(arguments: argparse.Namespace) -> tuple[JobSpec, list[str]]:
     """The job and the words of `clip-med pretrain`; a bad configuration is refused before it waits in the queue."""
     from clip_med.config import load_config
     from clip_med.pretrain import PretrainConfig
 
-    spec, overrides = _job_spec(arguments)
+    spec, overrides = job_spec(arguments.config, arguments.overrides)
     config = load_config(PretrainConfig, arguments.pretrain, overrides)
     if config.train.batch_size % spec.ranks:
         raise ValueError(
@@ -226,7 +229,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     wrong = [word for word in arguments.overrides if not word.startswith("--job.") or "=" not in word]
     if wrong:
         raise ValueError(f"unknown words before --: {' '.join(wrong)}; write --job.KEY=VALUE, and the command after --")
-    spec, _ = _job_spec(arguments)
+    spec, _ = job_spec(arguments.config, arguments.overrides)
     grid: dict[str, list[str]] = {}
     for axis in arguments.grid:
         name, equals, values = axis.partition("=")
@@ -242,7 +245,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 def _resubmit(arguments: argparse.Namespace) -> int:
     from slurm.sweep import resubmit
 
-    spec = _job_spec(arguments)[0] if arguments.config is not None else None
+    spec = job_spec(arguments.config, arguments.overrides)[0] if arguments.config is not None else None
     if spec is None and arguments.overrides:
         raise ValueError(f"{' '.join(arguments.overrides)}: give --config too, which these values change")
     job, tasks = resubmit(arguments.folder, spec)
@@ -250,4 +253,4 @@ def _resubmit(arguments: argparse.Namespace) -> int:
     return 0
 
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "job_spec"]

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import atexit
 import os
-import signal
 import sys
 import weakref
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeVar
 
 import torch
@@ -16,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from clip_med.data.images import ImageError, VolumeError
 from clip_med.data.sample import SampleError
+from clip_med.data.signals import ignore_signals, signals_held_back
 from clip_med.data.tar import ShardError
 
 Item = TypeVar("Item")
@@ -42,7 +41,7 @@ class Stream(Iterator[Item]):
             generator=torch.Generator(),
         )
         self._owner = os.getpid()
-        with _signals_held_back():
+        with signals_held_back():
             self._iterator = iter(loader)
         _LIVE.add(self)
 
@@ -81,28 +80,12 @@ def _close_all() -> None:
         stream.close()
 
 
-# A scheduler signals the whole process group with one of these.
-_OF_THE_SCHEDULER: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-@contextmanager
-def _signals_held_back() -> Generator[None]:
-    """Until the end of the block; processes started in it begin that way, so that none dies before it ignores them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_SCHEDULER)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def _start_worker(worker: int) -> None:
     """Runs first in every worker: only the training process decides when to stop, and one core is one worker's share.
 
     Workers that died of a scheduler's signal would make the trainer fail before it saves.
     """
-    for ignored in _OF_THE_SCHEDULER:
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_THE_SCHEDULER)
+    ignore_signals()
     torch.set_num_threads(1)
 
 

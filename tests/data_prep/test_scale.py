@@ -20,8 +20,9 @@ from data_prep.captions import read_templates
 from data_prep.census import take_census
 from data_prep.files import walk_files
 from data_prep.image_folder import ImageFolderConfig, ImageFolderSource
-from data_prep.record import Plan, Record, RejectedImageError, Rejection, ShardSettings, StoredPlan, Task
+from data_prep.record import Plan, Record, RejectedImageError, Rejection, ShardSettings, Task
 from data_prep.splits import SplitPlan, drawn_split, strata
+from data_prep.stored_plan import StoredPlan
 from data_prep.writing import source_to_shards
 
 
