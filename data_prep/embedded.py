@@ -20,9 +20,10 @@ from pyarrow import ipc, parquet
 from clip_med.config import config
 from data_prep.files import digest_of_listing, inside, walk_files
 from data_prep.image_folder import SPLIT_FOLDERS
-from data_prep.manifest import ColumnConfig, RowError, choose_columns, row_of
+from data_prep.manifest import ColumnConfig, choose_columns, row_of
 from data_prep.pixels import clean_image
 from data_prep.record import Record, RejectedImageError, Rejection, Task
+from data_prep.table_files import RowError
 
 _SUFFIXES: Final = (".parquet", ".arrow")
 # Longer than any photograph; what is beyond is no image.
@@ -62,9 +63,9 @@ class EmbeddedSource:
             for where, record, columns in _rows(self.root / relative, self.settings):
                 number += 1
                 try:
-                    row = row_of(number, record, columns, self.settings.label_separator)
+                    row = row_of(number, record, columns, self.settings.label_separator, self.settings.findings)
                 except RowError as error:
-                    yield Rejection(row=number, path=relative, reason="malformed row", detail=str(error))
+                    yield Rejection(row=number, path=relative, reason=error.reason, detail=str(error))
                     continue
                 place = f"{relative}#{where['chunk']}.{where['index']}"
                 yield Record(
@@ -103,10 +104,10 @@ def _rows(
     """Of each row: where its image is, its other cells, and which column means what."""
     try:
         schema = parquet.read_schema(file) if file.suffix == ".parquet" else ipc.open_stream(_mapped(file)).schema
-        columns = choose_columns(schema.names, settings.columns, file)
+        columns = choose_columns(schema.names, settings.columns, file, settings.findings)
         image = columns["path"][0]
         names = _class_names(schema)
-        others = sorted({column for named in columns.values() for column in named} - {image})
+        others = sorted({*settings.findings.columns, *(c for named in columns.values() for c in named)} - {image})
         for chunk, table in enumerate(_chunks(file, others)):
             for index, cells in enumerate(table.to_pylist()):
                 for column, classes in names.items():

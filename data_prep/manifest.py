@@ -1,8 +1,8 @@
-"""Tables of images in: the rows of a CSV, TSV, JSONL or Parquet file, and which column means what."""
+"""Tables of images: which column means what, and what a row says of its image."""
 
 from __future__ import annotations
 
-import csv
+import ast
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +11,10 @@ from typing import Any, Final
 
 from clip_med.config import config, nearest
 from clip_med.data.sample import CAPTION_KINDS
+from data_prep.finding_columns import FindingColumns, stated
 from data_prep.metadata_words import FACTS
 from data_prep.record import ShardSettings
+from data_prep.table_files import RowError, table_records
 
 # Usual names per field, in lower case.
 COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
@@ -36,6 +38,9 @@ COLUMN_NAMES: Final[Mapping[str, tuple[str, ...]]] = {
 }
 # Fields that may come from several columns, which are joined in the given order.
 SEVERAL: Final = ("caption", "label", "absent")
+# A longer cell is a text, whatever it begins with.
+_LONGEST_LIST: Final = 100_000
+_NONE: Final = FindingColumns()
 
 
 @config
@@ -47,6 +52,8 @@ class ColumnConfig(ShardSettings):
     sequence and window for captions) to column; caption, label and absent may have several. Columns with usual names
     are found without."""
     label_separator: str = "|"
+    findings: FindingColumns = FindingColumns()
+    """Columns that are findings themselves, which state their labels beside those of `label`."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail at the first row."""
@@ -60,10 +67,6 @@ class ColumnConfig(ShardSettings):
                 raise ValueError(f"columns: {name} must have one column, got {len(chosen)}")
 
 
-class RowError(ValueError):
-    """One row that cannot be read, in a table whose other rows can."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One row of a table; absent values are empty strings.
@@ -73,7 +76,7 @@ class Row:
         caption_kinds: of each caption, the name of its column if that is one of `CAPTION_KINDS`, else "other".
         absent: findings that are known not to be there.
         values: the remaining fields of `COLUMN_NAMES`.
-        fault: why the row cannot be read; its other attributes are then empty.
+        fault: why the row cannot be used; its other attributes are then empty. `reason`: the same as a fixed word.
     """
 
     number: int
@@ -84,6 +87,7 @@ class Row:
     absent: tuple[str, ...] = ()
     values: Mapping[str, str] = field(default_factory=dict[str, str])
     fault: str = ""
+    reason: str = ""
 
     def record_fields(self) -> dict[str, Any]:
         """Everything that a record takes from a row, by name; its path and place are the source's to say."""
@@ -98,13 +102,16 @@ class Row:
 
 
 def choose_columns(
-    present: Sequence[str], chosen: Mapping[str, Sequence[str]], manifest: Path
+    present: Sequence[str],
+    chosen: Mapping[str, Sequence[str]],
+    manifest: Path,
+    findings: FindingColumns = _NONE,
 ) -> dict[str, tuple[str, ...]]:
     """Field to columns: those named by the user, else the one with a usual name (in any case).
 
     Raises:
         ValueError: a named column that is not there, two with usual names for one field, no column with paths, or
-            neither captions nor labels.
+            neither captions nor labels nor findings.
 
     Example:
         >>> choose_columns(["Image", "report"], {}, Path("a.csv"))
@@ -130,7 +137,10 @@ def choose_columns(
         raise ValueError(
             f"{manifest}: no column of image paths; name it with --path-column (columns: {', '.join(present)})"
         )
-    if not columns.keys() & {"caption", "label"}:
+    for column in findings.columns:
+        if column not in present:
+            raise ValueError(f"{manifest}: no column {column!r} of a finding; {nearest(column, present)}")
+    if not findings.columns and not columns.keys() & {"caption", "label"}:
         raise ValueError(
             f"{manifest}: neither a caption nor a label column; name one with --caption-column or --label-column "
             f"(columns: {', '.join(present)})"
@@ -138,45 +148,47 @@ def choose_columns(
     return columns
 
 
-def read_rows(manifest: Path, chosen: Mapping[str, Sequence[str]], label_separator: str) -> Iterator[Row]:
+def read_rows(
+    manifest: Path,
+    chosen: Mapping[str, Sequence[str]],
+    label_separator: str,
+    findings: FindingColumns = _NONE,
+) -> Iterator[Row]:
     """The rows of a table, in order and one at a time; the kind of file is told by its ending.
 
-    A caption cell may hold a JSON list of strings; a label cell several labels with `label_separator` between them.
-    A row that cannot be read (too few cells, broken JSON, bytes that are not UTF-8) comes with its `fault`.
+    A cell of captions or labels may hold a list of strings, written as JSON or as Python writes it; a label cell
+    several labels with `label_separator` between them. A row that cannot be read (too few cells, broken JSON, bytes
+    that are not UTF-8) comes with its `fault`.
 
     Raises:
         ValueError: another ending, a file that is damaged as a whole, no rows, or columns that are not there.
     """
-    match manifest.suffix.lower():
-        case ".csv" | ".tsv":
-            present, records = _delimited(manifest)
-        case ".jsonl":
-            present, records = _jsonl(manifest)
-        case ".parquet":
-            present, records = _parquet(manifest)
-        case other:
-            raise ValueError(f"{manifest}: unknown kind of table {other!r}; expected .csv, .tsv, .jsonl or .parquet")
-    columns = choose_columns(present, chosen, manifest)
+    present, records = table_records(manifest)
+    columns = choose_columns(present, chosen, manifest, findings)
     number = 0
     for number, record in enumerate(records, start=1):
         try:
             if isinstance(record, RowError):
                 raise record
-            yield row_of(number, record, columns, label_separator)
+            yield row_of(number, record, columns, label_separator, findings)
         except RowError as error:
-            yield Row(number=number, fault=str(error))
+            yield Row(number=number, fault=str(error), reason=error.reason)
     if not number:
         raise ValueError(f"{manifest}: has no rows")
 
 
-_Record = Mapping[str, Any] | RowError
-
-
-def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequence[str]], separator: str) -> Row:
+def row_of(
+    number: int,
+    record: Mapping[str, Any],
+    columns: Mapping[str, Sequence[str]],
+    separator: str,
+    findings: FindingColumns = _NONE,
+) -> Row:
     """A row from the cells of a record by column.
 
     Raises:
-        RowError: a cell of a type that has no text, or several values where there can be one.
+        RowError: a cell of a type that has no text, several values where there can be one, or an uncertain finding
+            where those are to be rejected.
     """
 
     def texts(name: str) -> list[str]:
@@ -191,6 +203,7 @@ def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequenc
     labels, absent = (
         _distinct([part for text in texts(name) for part in text.split(separator)]) for name in ("label", "absent")
     )
+    labels, absent = _with_findings(record, findings, labels, absent)
     captions: dict[str, str] = {}
     for column in columns.get("caption", ()):
         kind = column.strip().lower()
@@ -212,20 +225,33 @@ def row_of(number: int, record: Mapping[str, Any], columns: Mapping[str, Sequenc
     return row
 
 
+def _with_findings(
+    record: Mapping[str, Any], findings: FindingColumns, labels: tuple[str, ...], absent: tuple[str, ...]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Labels, and what is known to be absent, with what the columns of findings say."""
+    if not findings.columns:
+        return labels, absent
+    try:
+        found = stated(record, findings.columns)
+    except ValueError as error:
+        raise RowError(str(error)) from error
+    if found.uncertain and findings.uncertain == "reject":
+        raise RowError(", ".join(found.uncertain), reason="uncertain finding")
+    taken = found.uncertain if findings.uncertain == "present" else ()
+    present = [column for column in findings.columns if column in (*found.present, *taken)]
+    named = _distinct([*labels, *present]) or (findings.negative,)
+    return named, _distinct([*absent, *found.absent])
+
+
 def _distinct(texts: list[str]) -> tuple[str, ...]:
     """Without empty and repeated ones; white space (the line breaks of reports too) becomes single spaces."""
     return tuple(dict.fromkeys(clean for text in texts if (clean := " ".join(text.split()))))
 
 
 def _texts(column: str, cell: Any, name: str) -> list[str]:
-    """The texts of a cell: one, or those of a list (of JSONL, of Parquet, or written as JSON in a caption cell)."""
-    if name == "caption" and isinstance(cell, str) and cell.lstrip().startswith("["):
-        try:
-            parsed = json.loads(cell)
-        except (json.JSONDecodeError, RecursionError):
-            parsed = None  # a report may begin with a bracket
-        if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
-            return parsed
+    """The texts of a cell: one, or those of a list (of JSONL, of Parquet, or written in one that can have several)."""
+    if name in SEVERAL and isinstance(cell, str) and (written := _written_list(cell)) is not None:
+        return written
     items = cell if isinstance(cell, list) else [cell]
     for item in items:
         if not isinstance(item, str | int | float | None):
@@ -234,87 +260,21 @@ def _texts(column: str, cell: Any, name: str) -> list[str]:
     return [str(item) for item in items if item is not None and item == item]
 
 
-def _delimited(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
-    # Radiology reports can be longer than Python's default limit of 131,072 characters per cell.
-    csv.field_size_limit(100_000_000)
-    # utf-8-sig: Excel begins its files with a byte-order mark, which would become part of the first column's name.
-    # surrogateescape: a byte that is not UTF-8 then costs its row, not the table.
-    with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        header = file.readline()
-    delimiter = "\t" if manifest.suffix.lower() == ".tsv" else ","
-    if delimiter == "," and "," not in header and ";" in header:
-        delimiter = ";"  # how spreadsheets write CSV where the comma is the decimal sign
-    names = next(csv.reader([header], delimiter=delimiter), [])
-    if len(set(names)) != len(names):
-        raise ValueError(f"{manifest}: two columns have one name: {', '.join(names)}")
-    return names, _delimited_records(manifest, delimiter, len(names))
+def _written_list(cell: str) -> list[str] | None:
+    """Strings of a list written as JSON, or as pandas writes Python's; None for other texts.
 
-
-def _delimited_records(manifest: Path, delimiter: str, cells: int) -> Iterator[_Record]:
-    with manifest.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.DictReader(file, delimiter=delimiter, strict=True)
-        while True:
-            first_line = reader.line_num + 1
-            try:
-                record = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                if "unexpected end" in str(error):
-                    # Whatever follows that quote has been swallowed: nobody knows how many rows.
-                    raise ValueError(f'{manifest}:{first_line}: a quote (") opens here and never closes') from error
-                yield RowError(f"lines {first_line} to {reader.line_num}: {error}")
-                continue
-            if None in record or None in record.values():
-                yield RowError(f"lines {first_line} to {reader.line_num}: has not the {cells} cells of the header")
-            else:
-                yield record
-
-
-def _jsonl(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
-    # Every object may have keys of its own, so the columns are those of all of them.
-    present: dict[str, None] = {}
-    for record in _jsonl_records(manifest):
-        if not isinstance(record, RowError):
-            present.update(dict.fromkeys(record))
-    return list(present), _jsonl_records(manifest)
-
-
-def _jsonl_records(manifest: Path) -> Iterator[_Record]:
-    with manifest.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                yield RowError(f"line {number}: damaged: {error}")
-                continue
-            if isinstance(record, dict):
-                yield record
-            else:
-                yield RowError(f"line {number}: expected a JSON object, got {type(record).__name__}")
-
-
-def _parquet(manifest: Path) -> tuple[Sequence[str], Iterator[_Record]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise ValueError(f"{manifest}: Parquet needs the extra: pip install 'clip-med[parquet]'") from error
-
-    def records() -> Iterator[_Record]:
+    A report may begin with a bracket.
+    """
+    if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]") and len(cell) <= _LONGEST_LIST):
+        return None
+    for parse in (json.loads, ast.literal_eval):
         try:
-            with parquet.ParquetFile(manifest) as file:
-                for batch in file.iter_batches(batch_size=4096):
-                    yield from batch.to_pylist()
-        except pyarrow.ArrowException as error:
-            raise ValueError(f"{manifest}: damaged: {error}") from error
-
-    try:
-        return list(parquet.read_schema(manifest).names), records()
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{manifest}: damaged: {error}") from error
+            parsed = parse(cell.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+            return parsed
+    return None
 
 
-__all__ = ["COLUMN_NAMES", "SEVERAL", "ColumnConfig", "Row", "RowError", "choose_columns", "read_rows", "row_of"]
+__all__ = ["COLUMN_NAMES", "SEVERAL", "ColumnConfig", "Row", "choose_columns", "read_rows", "row_of"]

@@ -50,7 +50,9 @@ class TableSource:
     def records(self) -> Iterator[Record | Rejection]:
         """A record per row that names an image below the folder."""
         root = os.path.abspath(self.images_root)
-        for row in read_rows(self.manifest, self.settings.columns, self.settings.label_separator):
+        for row in read_rows(
+            self.manifest, self.settings.columns, self.settings.label_separator, self.settings.findings
+        ):
             relative = os.path.relpath(os.path.join(root, row.path + self.settings.path_suffix), root)
             refused = _refused(row, relative)
             group = row.values.get("group") or group_in(row.path, self.settings.group_pattern)
@@ -77,7 +79,7 @@ class TableSource:
 def _refused(row: Row, relative: str) -> tuple[str, str] | None:
     """Reason and detail of a rejection."""
     if row.fault:
-        return "malformed row", row.fault
+        return row.reason, row.fault
     if not row.path:
         return "no path", ""
     if relative == ".." or relative.startswith("../"):

@@ -29,12 +29,37 @@ def add_columns(parser: Any) -> None:
             help=f"column of the {field}, if not named as usual{several}",
         )
     parser.add_argument("--label-separator", metavar="TEXT", default="|", help="between labels of a cell; default |")
+    parser.add_argument(
+        "--finding-columns",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="columns that are findings, as CheXpert's: 1 present, 0 absent, -1 uncertain, empty not mentioned",
+    )
+    parser.add_argument(
+        "--uncertain",
+        choices=("reject", "present", "absent"),
+        default="reject",
+        help="what becomes of -1: the row is left out and listed, or it counts as present or absent; default reject",
+    )
+    parser.add_argument(
+        "--negative", metavar="LABEL", default="no finding", help="of an image that has none of them (%(default)s)"
+    )
 
 
 def columns(arguments: argparse.Namespace) -> dict[str, list[str]]:
     """Field to the columns that were named for it."""
     chosen = {field: getattr(arguments, f"{field}_column") for field in _FIELDS}
     return {field: names for field, names in chosen.items() if names is not None}
+
+
+def _findings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The columns of findings and what becomes of them."""
+    return {
+        "columns": arguments.finding_columns,
+        "uncertain": arguments.uncertain,
+        "negative": arguments.negative,
+    }
 
 
 def _table_options(parser: Any) -> None:
@@ -53,6 +78,7 @@ def _table(arguments: argparse.Namespace) -> Source:
     preset = PRESETS[arguments.preset] if arguments.preset else TablePreset()
     more = {
         "columns": {**{field: list(names) for field, names in preset.columns.items()}, **columns(arguments)},
+        "findings": _findings(arguments),
         **{
             name: getattr(preset, name) if getattr(arguments, name) is None else getattr(arguments, name)
             for name in ("path_suffix", "group_pattern")
@@ -81,7 +107,10 @@ def _huggingface(arguments: argparse.Namespace) -> Source:
     with naming_extra("parquet"):
         from data_prep.embedded import EmbeddedConfig, EmbeddedSource
 
-    return EmbeddedSource(folder(arguments.root), settings(EmbeddedConfig, arguments, columns=columns(arguments)))
+    return EmbeddedSource(
+        folder(arguments.root),
+        settings(EmbeddedConfig, arguments, columns=columns(arguments), findings=_findings(arguments)),
+    )
 
 
 HUGGINGFACE = SourceCommand(
