@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import shlex
 from pathlib import Path
@@ -19,7 +20,7 @@ from clip_med.training.knowledge_text import KnowledgeTextConfig
 from clip_med.training.optim import learning_rate
 from slurm.job import JobSpec
 from tests.tiny_run import TINY
-from zero_shot.config import ClassificationTask, EvalConfig
+from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask
 from zero_shot.suite import evaluate
 
 SHIPPED = sorted(configs_root().rglob("*.yaml"))
@@ -28,8 +29,10 @@ SHIPPED = sorted(configs_root().rglob("*.yaml"))
 def test_the_number_of_configurations_is_known() -> None:
     assert [str(path.relative_to(configs_root())) for path in SHIPPED] == [
         "eval/biomedcoop11.yaml",
+        "eval/chexpert5.yaml",
         "eval/corpus.yaml",
         "eval/medmnist.yaml",
+        "eval/unimed21.yaml",
         "knowledge/minilm.yaml",
         "pretrain/corpus_devide.yaml",
         "pretrain/corpus_flair.yaml",
@@ -86,21 +89,49 @@ def test_the_corpus_model_builds(shared_models: Path, minilm: Path) -> None:
     assert encoder.preprocess.mean == (0.498, 0.498, 0.498)
 
 
-@pytest.mark.parametrize("name", ["biomedcoop11", "medmnist"])
-def test_the_lines_above_its_tasks_make_the_shards_of_a_public_suite(name: str) -> None:
-    path = configs_root() / f"eval/{name}.yaml"
-    config = load_config(EvalConfig, path)
+def shard_commands(name: str) -> list[argparse.Namespace]:
+    """The options of the commands that stand above tasks of a suite."""
     lines = re.findall(
-        r"  # (?:[\d,]+ test images: )?(clip-med data .*\n(?:  #   .*\n)*)  - kind", path.read_text("utf-8")
+        r"  # (?:[\d,]+ test images: )?(clip-med data .*\n(?:  #   .*\n)*)  - kind",
+        (configs_root() / f"eval/{name}.yaml").read_text("utf-8"),
     )
-    assert len(lines) == len(config.tasks) == 11
-    for line, task in zip(lines, config.tasks, strict=True):
-        options = build_parser().parse_args(shlex.split(line.replace("\n  #", ""))[1:])
-        assert task.shards == f"{options.out}/test"
+    return [build_parser().parse_args(shlex.split(line.replace("\n  #", ""))[1:]) for line in lines]
+
+
+@pytest.mark.parametrize(("name", "count"), [("biomedcoop11", 11), ("medmnist", 11), ("unimed21", 21)])
+def test_the_lines_above_its_tasks_make_the_shards_of_a_public_suite(name: str, count: int) -> None:
+    config = load_config(EvalConfig, configs_root() / f"eval/{name}.yaml")
+    commands = shard_commands(name)
+    assert len(commands) == len(config.tasks) == count
+    for options, task in zip(commands, config.tasks, strict=True):
+        split = "Test" if getattr(options, "split_column", None) == ["set"] else "test"
+        assert task.shards == f"{options.out}/{split}"
         assert options.dataset == task.name
         assert isinstance(task, ClassificationTask)
         if name == "medmnist":
             assert list(task.prompts.classes) == options.classes
+        if columns := getattr(options, "finding_columns", []):
+            assert list(task.prompts.classes) == columns
+
+
+def test_chexpert_has_a_table_of_its_own_and_every_finding_has_its_pair() -> None:
+    config = load_config(EvalConfig, configs_root() / "eval/chexpert5.yaml")
+    (options,) = shard_commands("chexpert5")
+    for task in config.tasks:
+        assert isinstance(task, MultiLabelTask)
+        assert task.shards == f"{options.out}/{options.split}"
+        assert set(task.prompts.classes) < set(options.finding_columns)
+        present, absent = task.present_texts(), task.absent_texts()
+        assert len(present) == len(absent) == 5
+        for label, texts in present.items():
+            assert texts
+            assert absent[label]
+            assert not set(texts) & set(absent[label])
+    pairs, statements = config.tasks
+    assert isinstance(pairs, MultiLabelTask)
+    assert pairs.absent_texts()["Edema"] == ("no edema",)
+    assert isinstance(statements, MultiLabelTask)
+    assert "There is interstitial oedema." in statements.present_texts()["Edema"]
 
 
 def test_a_public_suite_without_its_shards_names_what_is_missing(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from zero_shot.config import Ensemble
 from zero_shot.intervals import bootstrap_mean, bootstrap_metrics
 from zero_shot.metrics import (
+    auroc,
     balanced_accuracy,
     confusion_matrix,
     macro_auroc,
@@ -103,8 +104,8 @@ def classification_results(
     Args:
         scores: [N, C]; labels: [N] class numbers; groups: [N] patients, drawn whole.
         ordinal: the classes are grades in their order: also quadratic kappa.
-        positive: of two classes the one that is looked for: also its sensitivity at `specificity`, by the difference of
-            the two scores; the threshold is chosen anew on each drawn set.
+        positive: of two classes the one that is looked for: also its AUROC and its sensitivity at `specificity`, by the
+            difference of the two scores, as by their softmax; the threshold is chosen anew on each drawn set.
 
     Raises:
         ValueError: labels outside 0 .. C - 1, no images, or `positive` with other than two classes.
@@ -123,7 +124,7 @@ def classification_results(
         of_confusion["quadratic kappa"] = quadratic_kappa
     names = [*of_confusion, "macro AUROC"]
     if positive is not None:
-        names.append(sensitivity_name(specificity))
+        names += ["AUROC", sensitivity_name(specificity)]
 
     def of_set(rows: NDArray[np.int64]) -> list[float]:
         confusion = confusion_matrix(predicted[rows], labels[rows], classes)
@@ -131,7 +132,8 @@ def classification_results(
         values.append(macro_auroc(scores[rows], labels[rows]))
         if positive is not None:
             margin = scores[rows, positive] - scores[rows, 1 - positive]
-            values.append(sensitivity_at_specificity(margin, labels[rows] == positive, specificity))
+            found = labels[rows] == positive
+            values += [auroc(margin, found), sensitivity_at_specificity(margin, found, specificity)]
         return values
 
     return [

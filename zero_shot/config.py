@@ -26,13 +26,13 @@ class ClassificationTask:
     ensemble: Ensemble = "embedding"
     """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
     metric: Literal[
-        "top-1", "top-5", "balanced accuracy", "macro F1", "macro AUROC", "quadratic kappa", "sensitivity"
+        "top-1", "top-5", "balanced accuracy", "macro F1", "macro AUROC", "AUROC", "quadratic kappa", "sensitivity"
     ] = "top-1"
     """What this data set is judged by, declared before it is looked at: it stands first among the results."""
     ordinal: bool = False
     """The classes are grades in their order: quadratic kappa is reported too."""
     positive: str | None = None
-    """Of two classes the one that is looked for: its sensitivity at `specificity` is reported too."""
+    """Of two classes the one that is looked for: its AUROC and its sensitivity at `specificity` are reported too."""
     specificity: Fraction = 0.9
 
     def __post_init__(self) -> None:
@@ -40,10 +40,15 @@ class ClassificationTask:
         names = list(self.prompts.classes)
         if self.positive is not None and (len(names) != 2 or self.positive not in names):
             raise ValueError(f"positive must be one of two classes, got {self.positive!r} of {names}")
-        needs = {"quadratic kappa": self.ordinal, "sensitivity": self.positive is not None, "top-5": len(names) > 5}
-        if not needs.get(self.metric, True):
-            needed = {"quadratic kappa": "ordinal: true", "sensitivity": "positive", "top-5": "more than five classes"}
-            raise ValueError(f"metric {self.metric} needs {needed[self.metric]}")
+        needs = {
+            "quadratic kappa": (self.ordinal, "ordinal: true"),
+            "AUROC": (self.positive is not None, "positive"),
+            "sensitivity": (self.positive is not None, "positive"),
+            "top-5": (len(names) > 5, "more than five classes"),
+        }
+        met, needed = needs.get(self.metric, (True, ""))
+        if not met:
+            raise ValueError(f"metric {self.metric} needs {needed}")
         if len(self.prompts.classes) < 2:
             raise ValueError(f"prompts.classes must hold at least two classes, got {list(self.prompts.classes)}")
         counts = {label: len(texts) for label, texts in render_prompts(self.prompts).items()}

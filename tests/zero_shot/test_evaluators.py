@@ -76,5 +76,11 @@ def test_more_than_five_classes_have_a_top_5() -> None:
     scores, labels = rng.normal(size=(60, 7)), rng.integers(0, 7, 60)
     found = {result.name: result.value for result in classification_results(scores, labels)}
     assert found["top-5"] == pytest.approx(sk.top_k_accuracy_score(labels, scores, k=5), abs=1e-12)
+    binary = np.round(rng.normal(size=(60, 2)), 1)
+    found = {result.name: result for result in classification_results(binary, labels % 2, positive=0)}
+    # By the difference of the scores: what is common to both says nothing of either class.
+    theirs = sk.roc_auc_score(labels % 2 == 0, binary[:, 0] - binary[:, 1])
+    assert found["AUROC"].value == pytest.approx(theirs, abs=1e-12)
+    assert found["AUROC"].low < theirs < found["AUROC"].high
     with pytest.raises(ValueError, match="of two classes; got 1 of 7"):
         classification_results(scores, labels, positive=1)

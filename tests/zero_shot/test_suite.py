@@ -383,6 +383,7 @@ def test_digests_tell_prompts_and_splits_apart(shards: Path, tmp_path: Path) -> 
     [
         ({"metric": "quadratic kappa"}, "metric quadratic kappa needs ordinal: true"),
         ({"metric": "sensitivity"}, "metric sensitivity needs positive"),
+        ({"metric": "AUROC"}, "metric AUROC needs positive"),
         ({"metric": "top-5"}, "metric top-5 needs more than five classes"),
         ({"positive": CLASSES[0]}, "positive must be one of two classes"),
     ],
