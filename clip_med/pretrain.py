@@ -33,6 +33,8 @@ from clip_med.models.folder import build_model
 from clip_med.models.lora import add_lora
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import FSDPConfig, TrainConfig
+from clip_med.training.facets import FacetConfig, KnowledgeFacets
+from clip_med.training.heads import KnowledgeHeads, check_heads
 from clip_med.training.prototypes import PrototypeConfig, Prototypes
 from clip_med.training.queries import KnowledgeQueries, QueryConfig
 from clip_med.training.relatives import label_relatives
@@ -64,6 +66,8 @@ class PretrainConfig:
     """A frozen knowledge encoder that the text tower stays near; None: none."""
     prototypes: tuple[PrototypeConfig, ...] = ()
     """Sets of classes whose images are drawn to what is said of the class; empty: none."""
+    facets: FacetConfig | None = None
+    """Classes whose images are drawn to several facets of knowledge, each by a projection of its own; None: none."""
     queries: QueryConfig | None = None
     """Classes that a decoder looks for in the places of each image; None: none."""
     loader: LoaderConfig = LoaderConfig()
@@ -99,8 +103,7 @@ class PretrainConfig:
                 "prototypes encodes sentences outside the step's forward pass, and with train.parallel.kind: fsdp the "
                 "weights lie in parts; use ddp"
             )
-        if self.queries is not None:
-            _check_queries(self.train, self.loader.positives)
+        check_heads(self.facets, self.queries, self.train, self.loader.positives)
         if self.lora is not None:
             _check_lora(self.lora, self.train)
         elif self.train.lock_image == self.train.lock_text == "all" and not (
@@ -185,7 +188,7 @@ def pretrain(
                 evaluators=evaluators,
                 pooled_text=pooled_text,
                 terms=added.terms,
-                queries=added.queries,
+                knowledge=added.heads,
                 chance_loss=_chance_loss(config, added),
                 allow_data_change=allow_data_change,
                 on_step=on_step,
@@ -198,7 +201,7 @@ class _Additions:
 
     describer: Describer | None
     terms: tuple[Term, ...]
-    queries: KnowledgeQueries | None
+    heads: KnowledgeHeads
     relatives: Relatives | None
 
 
@@ -219,18 +222,22 @@ def _additions(
     prototypes = [Prototypes(one, encoder, config.train.precision) for one in config.prototypes]
     for term in prototypes:
         on_start(term.coverage(spread()))
+    facets = None if config.facets is None else KnowledgeFacets(config.facets, encoder, config.train.precision)
     queries = None if config.queries is None else KnowledgeQueries(config.queries, encoder)
-    if queries is not None:
-        on_start(queries.coverage(spread()))
+    for head in (facets, queries):
+        if head is not None:
+            on_start(head.coverage(spread()))
     relatives = None
     if isinstance(config.loss, GroupPositivesConfig) and config.loss.relatives:
         relatives, line = label_relatives(config.loss, shards.columns())
         on_start(line)
-    return _Additions(describer=describer, terms=(*terms, *prototypes), queries=queries, relatives=relatives)
+    heads = KnowledgeHeads(facets, queries)
+    return _Additions(describer=describer, terms=(*terms, *prototypes), heads=heads, relatives=relatives)
 
 
 def _chance_loss(config: PretrainConfig, added: _Additions) -> float | None:
-    return None if added.terms or added.queries else chance_loss(config.loss, config.train.batch_size)
+    alone = not added.terms and config.facets is None and config.queries is None
+    return chance_loss(config.loss, config.train.batch_size) if alone else None
 
 
 def _loader(
@@ -281,21 +288,6 @@ def _coverage(describer: Describer, encoder: DualEncoder, samples: Sequence[Samp
 def _spread(shards: ShardSet) -> list[Sample]:
     """Up to 2,000 samples at equal distances, without their images."""
     return [shards.metadata(index) for index in range(0, len(shards), -(-len(shards) // 2000))]
-
-
-def _check_queries(train: TrainConfig, positives: str) -> None:
-    """Refuse a decoder where it could not train as the towers do, or would not see places or labels."""
-    if positives != "label":
-        raise ValueError(f"queries needs loader.positives: label, got {positives}: labels are what queries ask for")
-    compute = train.compute
-    for name, chosen, why in (
-        ("parallel.kind: fsdp", isinstance(train.parallel, FSDPConfig), "the decoder is kept whole on each rank"),
-        ("precision: pure_bf16", train.precision == "pure_bf16", "the decoder has no bf16 copy; use bf16"),
-        ("compute.compile", compute.compile, "the compiled image tower gives no places"),
-        ("compute.pooled_last_block", compute.pooled_last_block, "the last block then gives no places"),
-    ):
-        if chosen:
-            raise ValueError(f"queries does not go with train.{name}: {why}")
 
 
 def _check_lora(lora: LoRAConfig, train: TrainConfig) -> None:

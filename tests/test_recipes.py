@@ -67,16 +67,20 @@ def tiny(config: PretrainConfig, root: Path) -> PretrainConfig:
         channels_last=False,
     )
     loader = dataclasses.replace(config.loader, workers=0)
-    queries = config.queries
-    if queries is not None:
+    queries, facets = config.queries, config.facets
+    classes = {label: (label,) for label in ("melanoma", "melanocytic naevus")}
+    for head in (queries, facets):
         # Their own classes are known to the base; the phantoms have others.
-        assert len(render_prompts(queries.prompts)) >= 7
-        labels = ("melanoma", "nevus")
-        prompts = ClassPrompts(classes={label: (label,) for label in labels})
+        assert head is None or len(render_prompts(head.prompts)) >= 14
+    if queries is not None:
+        prompts = ClassPrompts(classes=classes)
         queries = dataclasses.replace(queries, text=text, prompts=prompts, width=16, layers=1)
-    return dataclasses.replace(
-        config, model=model, train=train, loader=loader, queries=queries, shards=(str(root / "shards"),), sources=()
-    )
+    if facets is not None:
+        assert facets.prompts.knowledge is not None
+        told = dataclasses.replace(facets.prompts.knowledge, modality="dermoscopy")
+        facets = dataclasses.replace(facets, prompts=ClassPrompts(classes=classes, knowledge=told))
+    config = dataclasses.replace(config, model=model, train=train, loader=loader, queries=queries, facets=facets)
+    return dataclasses.replace(config, shards=(str(root / "shards"),), sources=())
 
 
 @pytest.mark.parametrize("name", [*RECIPES, *(f"corpus_{name}" for name in RECIPES)])
@@ -90,7 +94,12 @@ def test_it_trains_twenty_steps(name: str, data: Path, tmp_path: Path) -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) == STEPS
     assert all(map(math.isfinite, losses))
-    assert any("descriptions of" in line for line in said) == (config.describe is not None)
+    for begins, part in (
+        ("descriptions of", config.describe),
+        ("facets of 2 classes", config.facets),
+        ("queries of 2 classes", config.queries),
+    ):
+        assert any(line.startswith(begins) for line in said) == (part is not None)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Final
 
 from clip_med.config import NonNegativeFloat, PositiveInt, config
 from clip_med.knowledge.facets import NAMING, Facet, attribute_sentences, facet_texts
@@ -95,7 +96,7 @@ def render_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
         >>> render_prompts(told)["glaucoma"][0]
         'glaucoma'
     """
-    return {label: tuple(texts) for label, texts in _weighted(prompts).items()}
+    return {label: tuple(texts) for label, texts in _rendered(prompts).items()}
 
 
 def absence_prompts(prompts: ClassPrompts) -> dict[str, tuple[str, ...]]:
@@ -129,16 +130,38 @@ def prompt_weights(prompts: ClassPrompts) -> tuple[tuple[float, ...], ...] | Non
     """
     if prompts.knowledge is None or not prompts.knowledge.attribute_weights:
         return None
-    return tuple(tuple(texts.values()) for texts in _weighted(prompts).values())
+    return tuple(tuple(one.weight for one in texts.values()) for texts in _rendered(prompts).values())
 
 
-def _weighted(prompts: ClassPrompts) -> dict[str, dict[str, float]]:
-    """The prompts of each label, in order, with their weights."""
+def prompt_facets(prompts: ClassPrompts) -> tuple[tuple[Facet | None, ...], ...]:
+    """The facet of each prompt of `render_prompts`, class by class; None of one that no facet of the knowledge gave.
+
+    Example:
+        >>> chosen = KnowledgePrompts(facets=("definition", "appearance"))
+        >>> prompt_facets(ClassPrompts(classes={"cyst": ("kidney_cyst",)}, knowledge=chosen))[0][:2]
+        ('definition', 'appearance')
+    """
+    return tuple(tuple(one.facet for one in texts.values()) for texts in _rendered(prompts).values())
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What a text counts in the mean of its class, and the facet that it comes from."""
+
+    weight: float = 1.0
+    facet: Facet | None = None
+
+
+_PLAIN: Final = _Prompt()
+
+
+def _rendered(prompts: ClassPrompts) -> dict[str, dict[str, _Prompt]]:
+    """The prompts of each label, in order."""
     if prompts.knowledge is None:
-        return {label: dict.fromkeys(_in_templates(prompts, names), 1.0) for label, names in prompts.classes.items()}
+        return {label: dict.fromkeys(_in_templates(prompts, names), _PLAIN) for label, names in prompts.classes.items()}
     chosen = prompts.knowledge
     known = load_knowledge(chosen.path)
-    rendered: dict[str, dict[str, float]] = {}
+    rendered: dict[str, dict[str, _Prompt]] = {}
     for label, names in prompts.classes.items():
         finding = _finding(label, names, chosen, known)
         if label in chosen.absent:
@@ -152,25 +175,25 @@ def _weighted(prompts: ClassPrompts) -> dict[str, dict[str, float]]:
     return rendered
 
 
-def _denied(label: str, finding: Finding, chosen: KnowledgePrompts) -> dict[str, float]:
+def _denied(label: str, finding: Finding, chosen: KnowledgePrompts) -> dict[str, _Prompt]:
     """The negative statements on a finding."""
     if not finding.negative:
         raise ValueError(f"class {label!r}: finding {finding.id} has no negative statements")
-    return dict.fromkeys(finding.negative[: chosen.most], 1.0)
+    return dict.fromkeys(finding.negative[: chosen.most], _PLAIN)
 
 
 def _told(
     finding: Finding, names: tuple[str, ...], prompts: ClassPrompts, chosen: KnowledgePrompts
-) -> dict[str, float]:
-    """The texts of all facets, each once, with the weight that it has where it comes first."""
-    texts: dict[str, float] = {}
+) -> dict[str, _Prompt]:
+    """The texts of all facets, each once, with the weight and the facet that it has where it comes first."""
+    texts: dict[str, _Prompt] = {}
     for facet in chosen.facets:
         for text in () if facet == "attributes" else _facet(facet, finding, names, prompts):
-            texts.setdefault(text, 1.0)
+            texts.setdefault(text, _Prompt(facet=facet))
         for name, sentence in attribute_sentences(finding).items() if facet == "attributes" else ():
             weight = chosen.attribute_weights.get(name, 1.0)
             for text in _sentences((sentence,), prompts, chosen) if weight > 0 else ():
-                texts.setdefault(text, weight)
+                texts.setdefault(text, _Prompt(weight, facet))
     return texts
 
 
@@ -227,4 +250,12 @@ def _of_modality(name: str, modality: str | None, known: Knowledge) -> tuple[Fin
     return tuple(one for one in found if one.modality is None or is_of_modality(one, modality))
 
 
-__all__ = ["ClassPrompts", "KnowledgePrompts", "absence_prompts", "phrase", "prompt_weights", "render_prompts"]
+__all__ = [
+    "ClassPrompts",
+    "KnowledgePrompts",
+    "absence_prompts",
+    "phrase",
+    "prompt_facets",
+    "prompt_weights",
+    "render_prompts",
+]

@@ -1,4 +1,4 @@
-"""Classes as weighted means of what is said of them, and images against these."""
+"""Classes as weighted means of what is said of them, or facet by facet, and images against these."""
 
 from __future__ import annotations
 
@@ -33,15 +33,10 @@ def prototype_loss(
     present: Bool[Tensor, "b C"],
     rows: Float[Tensor, ""] | None = None,
 ) -> Float[Tensor, ""]:
-    """L = -1/rows sum_i 1/|P_i| sum_{c in P_i} log softmax_c(s v_i . E_c), over images with any of the classes.
-
-    P_i are the classes of image i. fp32, or fp64 for fp64 features, also under autocast.
+    """`facet_loss` with one text for each class: its prototype.
 
     Args:
         image_features, prototypes: unit rows.
-        logit_scale: s, already exponentiated.
-        present: the classes of each image; images without any take no part.
-        rows: what the sum is divided by; None: how many images take part, at least 1.
 
     Example:
         >>> rows = torch.eye(3)
@@ -50,11 +45,38 @@ def prototype_loss(
     """
     with torch.autocast(image_features.device.type, enabled=False):
         dtype = torch.promote_types(image_features.dtype, torch.float32)
-        logits = (logit_scale.to(dtype) * image_features.to(dtype)) @ prototypes.to(dtype).T
-        counts = present.sum(1)
-        share = present.to(dtype) / counts.clamp(min=1)[:, None]
+        return facet_loss(image_features.to(dtype) @ prototypes.to(dtype).T, logit_scale, present, rows)
+
+
+def facet_loss(
+    cosines: Float[Tensor, "b N"],
+    logit_scale: Float[Tensor, ""],
+    positive: Bool[Tensor, "b N"],
+    rows: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, ""]:
+    """L = -1/rows sum_i 1/|P_i| sum_{j in P_i} log softmax_j(s v_i . e_j), over images with any positive.
+
+    The j are the facets of all classes (what defines it, how it looks, how reports word it), P_i those of image i's
+    classes: several texts of several classes are right for an image at once. After DeViDe (arXiv 2404.03618), whose own
+    terms are not published in full. One text in each P_i, of which no other image has it, makes it the direction from
+    images to texts of InfoNCE. fp32, or fp64 for fp64 cosines, also under autocast.
+
+    Args:
+        cosines: of images and texts.
+        logit_scale: s, already exponentiated.
+        positive: the texts of each image; images without any take no part.
+        rows: what the sum is divided by; None: how many images take part, at least 1.
+
+    Example:
+        >>> round(facet_loss(torch.zeros(2, 4), torch.tensor(9.0), torch.eye(2, 4, dtype=torch.bool)).item(), 4)
+        1.3863
+    """
+    with torch.autocast(cosines.device.type, enabled=False):
+        dtype = torch.promote_types(cosines.dtype, torch.float32)
+        counts = positive.sum(1)
+        share = positive.to(dtype) / counts.clamp(min=1)[:, None]
         divisor = (counts > 0).sum().clamp(min=1) if rows is None else rows
-        return -(F.log_softmax(logits, dim=1) * share).sum() / divisor
+        return -(F.log_softmax(logit_scale.to(dtype) * cosines.to(dtype), dim=1) * share).sum() / divisor
 
 
-__all__ = ["class_prototypes", "prototype_loss"]
+__all__ = ["class_prototypes", "facet_loss", "prototype_loss"]

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64, Num
 from torch import Tensor, nn
 
 from clip_med.data.images import Preprocess
+from clip_med.models.facet_projections import FacetProjections
 from clip_med.models.query_decoder import QueryDecoder
 from clip_med.models.text import TextTower
 
@@ -30,7 +31,8 @@ class DualEncoder(nn.Module):
     saved. CoCa's decoder, which writes captions, is kept and does not train: nothing here is computed with it.
     `model_cfg` is its description in open_clip's words; `tokenizer` maps texts to padded ids. `lora` says which
     adapters the towers have, if any; `clip_med.models.lora.merged_state` then gives the state dict of open_clip.
-    `queries`, where it was trained, finds diseases in the places of an image (`clip_med.models.knowledge_heads`).
+    `facets` and `queries`, where they were trained, project descriptions and find diseases in the places of an image
+    (`clip_med.models.knowledge_heads`).
     """
 
     _factor: Tensor
@@ -52,6 +54,7 @@ class DualEncoder(nn.Module):
         if hasattr(clip, "text_decoder"):
             self.clip.text_decoder.requires_grad_(False)
         self.lora: AppliedLoRA | None = None
+        self.facets: FacetProjections | None = None
         self.queries: QueryDecoder | None = None
         self._locked: tuple[nn.Module, ...] = ()
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocess.mean, preprocess.std))

@@ -1,6 +1,6 @@
 """What knowledge trains beside the two towers, and its files in a model folder, which open_clip passes over.
 
-`DualEncoder.queries` is the only such head; None in a model that was trained without it. A folder with heads holds
+The heads are `DualEncoder.facets` and `DualEncoder.queries`, None in a model trained without. A folder with heads holds
 `knowledge.safetensors` (names begin with the head's and a slash) and `knowledge.json` (what each is made of).
 """
 
@@ -14,15 +14,17 @@ from typing import Any, Final
 from torch import Tensor, nn
 
 from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.facet_projections import FacetProjections
 from clip_med.models.query_decoder import QueryDecoder
 
 TENSORS_NAME: Final = "knowledge.safetensors"
 DESCRIPTION_NAME: Final = "knowledge.json"
 
 
-def heads(encoder: DualEncoder) -> dict[str, QueryDecoder]:
+def heads(encoder: DualEncoder) -> dict[str, FacetProjections | QueryDecoder]:
     """The heads that a model has, by name."""
-    return {} if encoder.queries is None else {"queries": encoder.queries}
+    own = {"facets": encoder.facets, "queries": encoder.queries}
+    return {name: head for name, head in own.items() if head is not None}
 
 
 def head_parameters(encoder: DualEncoder) -> dict[str, nn.Parameter]:
@@ -37,7 +39,7 @@ def head_tensors(encoder: DualEncoder) -> dict[str, Tensor]:
 
 def drop_heads(encoder: DualEncoder) -> None:
     """Take them off: they fit the towers that they were trained with, and no others."""
-    encoder.queries = None
+    encoder.facets = encoder.queries = None
 
 
 def save_heads(encoder: DualEncoder, directory: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -73,7 +75,7 @@ def load_heads(encoder: DualEncoder, directory: Path) -> None:
         return
     try:
         if not own:
-            encoder.queries = QueryDecoder.described(document["queries"]).to(encoder.logit_scale.device)
+            _make(encoder, document)
         stored = load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file}: missing, damaged, or no safetensors file: {error}") from error
@@ -88,6 +90,16 @@ def load_heads(encoder: DualEncoder, directory: Path) -> None:
         head.load_state_dict(
             {key.removeprefix(f"{name}/"): t for key, t in stored.items() if key.startswith(f"{name}/")}
         )
+
+
+def _make(encoder: DualEncoder, document: Mapping[str, Any]) -> None:
+    device = encoder.logit_scale.device
+    if unknown := sorted(document.keys() - {"facets", "queries"}):
+        raise TypeError(f"no such head: {unknown}")
+    if "facets" in document:
+        encoder.facets = FacetProjections.described(document["facets"]).to(device)
+    if "queries" in document:
+        encoder.queries = QueryDecoder.described(document["queries"]).to(device)
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""What is said of a set of classes, and the prototypes that it makes of them."""
+"""What is said of a set of classes, and the prototypes that it makes of them, by the text tower as it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.losses.prototypes import class_prototypes
+from clip_med.models.dual_encoder import DualEncoder
+from clip_med.models.features import evaluating
 from clip_med.models.query_decoder import QueryClass
 
 
@@ -49,4 +52,29 @@ class ClassSentences:
         return class_prototypes(features, self.owner.to(device), self.weights.to(device), len(self.labels))
 
 
-__all__ = ["ClassSentences"]
+class LiveSentences:
+    """The sentences by the text tower as it is at each step, in evaluation mode and without gradient.
+
+    A trunk that does not train encodes them once; the projection head follows in every step.
+    """
+
+    def __init__(
+        self, sentences: ClassSentences, model: DualEncoder, precision: Literal["fp32", "bf16", "pure_bf16"]
+    ) -> None:
+        self._sentences, self._model = sentences, model
+        self._precision: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
+        self._pooled: Tensor | None = None
+
+    def prototypes(self) -> Float[Tensor, "C D"]:
+        """Unit rows of the classes, in their order."""
+        device = self._model.logit_scale.device
+        with evaluating(self._model, self._precision):
+            pooled = self._pooled
+            if pooled is None:
+                pooled = self._model.pool_text(self._model.tokenize(self._sentences.texts).to(device))
+            if not any(parameter.requires_grad for parameter in self._model.trunk_parameters("text")):
+                self._pooled = pooled
+            return self._sentences.prototypes(self._model.project_text(pooled))
+
+
+__all__ = ["ClassSentences", "LiveSentences"]

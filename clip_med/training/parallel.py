@@ -37,8 +37,9 @@ class Towers:
     copy of the model is refreshed from the fp32 weights before each step, and its gradients are handed back to them.
     Layers that keep statistics of batches stay fp32 in the copy, for their running averages would lose small changes.
 
-    Of an encoder with `queries`, features are followed by their answers in each row (of texts where the decoder reads
-    these), and the decoder trains as the towers do; `pretrain` refuses it with FSDP2 and `pure_bf16`.
+    Of an encoder with knowledge heads, features are followed in each row by what the heads say: cosines with facets,
+    then answers to queries, also of texts where the decoder reads these. Heads train as the towers do; `check_heads`
+    refuses them with FSDP2 and `pure_bf16`.
     """
 
     def __init__(self, encoder: DualEncoder, config: TrainConfig) -> None:
@@ -126,13 +127,15 @@ class _Forward(nn.Module):
         else:
             pooled = pooled.to(self.encoder.dtype)
         text = self.encoder.project_text(pooled)
-        queries = self.encoder.queries
+        facets, queries = self.encoder.facets, self.encoder.queries
         if queries is None:
-            return self.encoder.encode_image(images), text
+            image = self.encoder.encode_image(images)
+            return (image if facets is None else torch.cat([image, facets(image)], dim=1)), text
         image, places = features_and_tokens(self.encoder, images)
+        cosines = [] if facets is None else [facets(image)]
         if queries.from_text is not None:
             text = torch.cat([text, queries.of_text(text).to(text.dtype)], dim=1)
-        return torch.cat([image, queries(places).to(image.dtype)], dim=1), text
+        return torch.cat([image, *cosines, queries(places).to(image.dtype)], dim=1), text
 
 
 def _distributed(module: _Forward) -> nn.Module:

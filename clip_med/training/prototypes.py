@@ -14,9 +14,8 @@ from clip_med.data.sample import Sample
 from clip_med.knowledge.prompts import ClassPrompts
 from clip_med.losses.prototypes import prototype_loss
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating
 from clip_med.training.class_labels import ClassLabels
-from clip_med.training.class_sentences import ClassSentences
+from clip_med.training.class_sentences import ClassSentences, LiveSentences
 
 
 @config
@@ -40,20 +39,18 @@ class PrototypeConfig:
 class Prototypes:
     """The classes' prototypes by the text tower as it is at each step; called as a `Term` of the step.
 
-    The sentences are encoded in evaluation mode and without gradient: images move to them, and the text tower learns
-    from the contrastive loss alone. A trunk that does not train encodes them once. An image that carries several of
-    the labels belongs to all these classes, one without any takes no part; the mean is over the images of all ranks
-    that take part.
+    No gradient reaches the sentences: images move to them, and the text tower learns from the contrastive loss alone.
+    An image that carries several of the labels belongs to all these classes, one without any takes no part; the mean is
+    over the images of all ranks that take part.
     """
 
     def __init__(
         self, settings: PrototypeConfig, model: DualEncoder, precision: Literal["fp32", "bf16", "pure_bf16"]
     ) -> None:
         self._settings, self._model = settings, model
-        self._precision: Literal["fp32", "bf16"] = "fp32" if precision == "fp32" else "bf16"
         self._sentences = ClassSentences.of(settings.prompts)
         self._labels = ClassLabels(self._sentences.labels, settings.modalities)
-        self._pooled: Tensor | None = None
+        self.live = LiveSentences(self._sentences, model, precision)
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -70,17 +67,6 @@ class Prototypes:
         cut = self._model.truncated(self.texts)
         return f"prototypes of {counted}; {len(self.texts)} sentences, {cut} longer than the context"
 
-    def prototypes(self) -> Float[Tensor, "C D"]:
-        """Unit rows of the classes, in the order of the configuration."""
-        device = self._model.logit_scale.device
-        with evaluating(self._model, self._precision):
-            pooled = self._pooled
-            if pooled is None:
-                pooled = self._model.pool_text(self._model.tokenize(self.texts).to(device))
-            if not any(parameter.requires_grad for parameter in self._model.trunk_parameters("text")):
-                self._pooled = pooled
-            return self._sentences.prototypes(self._model.project_text(pooled))
-
     def __call__(
         self,
         objective: Float[Tensor, ""],
@@ -91,7 +77,7 @@ class Prototypes:
     ) -> Float[Tensor, ""]:
         """What is minimised: its mean over ranks is that of the global batch."""
         present, rows = self._labels.taking_part(batch, image_features.device)
-        loss = prototype_loss(image_features, self.prototypes(), logit_scale.exp().reshape(()), present, rows)
+        loss = prototype_loss(image_features, self.live.prototypes(), logit_scale.exp().reshape(()), present, rows)
         return objective + self._settings.weight * loss
 
 

@@ -89,8 +89,8 @@ class KnowledgeQueries:
 
     def split(
         self, image: Float[Tensor, "B E"], text: Float[Tensor, "B F"]
-    ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B D"], tuple[Float[Tensor, "B C"], ...]]:
-        """Image features, text features and answers, which `Towers` gives side by side."""
+    ) -> tuple[Float[Tensor, "B R"], Float[Tensor, "B D"], tuple[Float[Tensor, "B C"], ...]]:
+        """What `Towers` gives side by side: rows of images and of texts up to the answers, and these."""
         classes = len(self.decoder.queries)
         answers = [image[:, -classes:]]
         if self._settings.captions:

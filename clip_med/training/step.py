@@ -17,8 +17,8 @@ from clip_med.losses.contrastive import ContrastiveLoss
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.training.config import TrainConfig
 from clip_med.training.grad_cache import CachedFeatures, Inputs, refuse_batch_statistics
+from clip_med.training.heads import KnowledgeHeads
 from clip_med.training.parallel import Towers, clip_gradients
-from clip_med.training.queries import KnowledgeQueries
 from clip_med.training.stop import REASONS
 from clip_med.training.terms import Term
 from clip_med.training.watch import NonFiniteError, describe_gradients, describe_loss
@@ -40,7 +40,7 @@ class TrainStep:
 
     Args:
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        queries: of the encoder; their loss is added last.
+        heads: of the encoder; their losses are added last.
         terms: what is added to the contrastive loss, each to what the ones before it made.
 
     Raises:
@@ -56,10 +56,11 @@ class TrainStep:
         config: TrainConfig,
         pooled_text: PooledText | None = None,
         terms: Sequence[Term] = (),
-        queries: KnowledgeQueries | None = None,
+        heads: KnowledgeHeads | None = None,
     ) -> None:
         self._encoder, self._towers, self._optimizer, self._loss = encoder, towers, optimizer, loss
-        self._config, self._pooled_text, self._terms, self._queries = config, pooled_text, terms, queries
+        self._config, self._pooled_text, self._terms = config, pooled_text, terms
+        self._heads = KnowledgeHeads() if heads is None else heads
         if config.micro_batch is not None:
             refuse_batch_statistics(encoder.clip)
 
@@ -72,16 +73,14 @@ class TrainStep:
         encoder, config = self._encoder, self._config
         device = encoder.logit_scale.device
         self._towers.begin()
+        self._heads.begin()
         image_features, text_features, replay = self._features(self._inputs(batch, device), step)
-        answers: tuple[Tensor, ...] = ()
-        if self._queries is not None:
-            image_features, text_features, answers = self._queries.split(image_features, text_features)
+        image_features, text_features, of_heads = self._heads.split(image_features, text_features)
         group_ids = batch.group_ids.to(device, non_blocking=True)
         objective = self._loss(image_features, text_features, encoder.logit_scale, encoder.logit_bias, group_ids)
         for term in self._terms:
             objective = term(objective, batch, image_features, text_features, encoder.logit_scale)
-        if self._queries is not None:
-            objective = objective + self._queries.loss(answers, batch)
+        objective = self._heads.add(objective, of_heads, batch, encoder.logit_scale)
         value, stopped = _agree(float(objective.detach()), received())
         if not math.isfinite(value):
             raise NonFiniteError(describe_loss(value, step, batch, image_features, text_features))

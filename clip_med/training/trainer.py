@@ -20,11 +20,11 @@ from clip_med.models.unlock import freeze
 from clip_med.training.bad_steps import BadStep, BadSteps
 from clip_med.training.config import TrainConfig
 from clip_med.training.ema import Ema
+from clip_med.training.heads import KnowledgeHeads
 from clip_med.training.metrics_log import MetricsLog
 from clip_med.training.optim import add_parameters, build_optimizer, learning_rate, set_learning_rate
 from clip_med.training.parallel import Towers
 from clip_med.training.progress import Progress
-from clip_med.training.queries import KnowledgeQueries
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.saving import Saver
 from clip_med.training.step import PooledText, StepResult, TrainStep
@@ -95,7 +95,7 @@ def train(
     evaluators: Sequence[Evaluator] = (),
     pooled_text: PooledText | None = None,
     terms: Sequence[Term] = (),
-    queries: KnowledgeQueries | None = None,
+    knowledge: KnowledgeHeads | None = None,
     chance_loss: float | None = None,
     allow_data_change: bool = False,
     on_step: Callable[[StepReport], None] | None = None,
@@ -108,7 +108,7 @@ def train(
     Args:
         run: an open run folder.
         pooled_text: pooled features of captions [B, W] from a cache; None computes them from `batch.tokens`.
-        terms, queries: see `TrainStep`.
+        terms, knowledge: see `TrainStep`; the latter is its `heads`.
         chance_loss: loss of a model that has learnt nothing; staying there is logged as a warning.
         allow_data_change: continue although shards or mixture have changed, see `TrainLoader.load_state_dict`.
         on_step: called on rank 0 every `log_every_steps` and after the last step.
@@ -129,7 +129,7 @@ def train(
     encoder.train()
     began = time.monotonic()
     loop = _Loop(encoder, loader, config, run, total_steps, evaluators, on_step)
-    loop.prepare(loss, pooled_text, terms, queries, chance_loss, allow_data_change=allow_data_change)
+    loop.prepare(loss, pooled_text, terms, knowledge, chance_loss, allow_data_change=allow_data_change)
     first = loop.progress.step
     stopped = loop.go()
     step = loop.progress.step
@@ -170,7 +170,7 @@ class _Loop:
         loss: ContrastiveLoss,
         pooled_text: PooledText | None,
         terms: Sequence[Term],
-        queries: KnowledgeQueries | None,
+        knowledge: KnowledgeHeads | None,
         chance_loss: float | None,
         *,
         allow_data_change: bool,
@@ -196,7 +196,7 @@ class _Loop:
             extra=self.extra,
         )
         self.progress.resume(allow_data_change=allow_data_change)
-        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, terms, queries)
+        self.train_step = TrainStep(encoder, self.towers, self.optimizer, loss, config, pooled_text, terms, knowledge)
         self.chance = ChanceAlarm(chance_loss)
 
     def go(self) -> str | None:

@@ -18,6 +18,8 @@ from clip_med.models.folder import build_model
 from clip_med.models.knowledge_heads import head_parameters, heads
 from clip_med.training.alignment import AlignConfig, KnowledgeAlignment
 from clip_med.training.config import OptimConfig, TrainConfig
+from clip_med.training.facets import FacetConfig, KnowledgeFacets
+from clip_med.training.heads import KnowledgeHeads
 from clip_med.training.optim import add_parameters, build_optimizer
 from clip_med.training.parallel import Towers
 from clip_med.training.prototypes import PrototypeConfig, Prototypes
@@ -27,7 +29,7 @@ from clip_med.training.terms import Term
 from tests.tiny_run import TINY
 from tests.training.steps import gradients
 
-KINDS = ("align", "prototypes", "queries", "queries of captions")
+KINDS = ("align", "prototypes", "facets", "queries", "facets and captions")
 CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
 LABELS = (("cyst",), ("mass",), ("cyst", "mass"), (), ("Fine",), ("other",))
 _CAPTION_IDS = (0, 1, 2, 3, 0, 5)
@@ -99,6 +101,18 @@ def queries(bert: Path, encoder: DualEncoder, weight: float, *, captions: bool =
     return asked
 
 
+def facets(encoder: DualEncoder, weight: float) -> KnowledgeFacets:
+    """The same classes by two facets, whose projections are not the identity."""
+    torch.manual_seed(2)
+    classes = {"cyst": ("kidney_cyst",), "mass": ("kidney_tumour",), "fine": ("kidney_normal",)}
+    told = KnowledgePrompts(facets=("definition", "appearance"))
+    settings = FacetConfig(prompts=ClassPrompts(classes=classes, knowledge=told), weight=weight)
+    made = KnowledgeFacets(settings, encoder, "fp32")
+    made.projections.double()
+    torch.nn.init.normal_(made.projections.change, std=0.1)
+    return made
+
+
 def step_gradients(
     bert: Path, own: slice = slice(None), micro_batch: int | None = None, *, kind: str = "align", weight: float = 2.0
 ) -> tuple[float, dict[str, Tensor]]:
@@ -106,20 +120,24 @@ def step_gradients(
     encoder = model()
     settings = TrainConfig(samples=60, batch_size=len(CAPTIONS), micro_batch=micro_batch, max_grad_norm=None)
     terms: list[Term] = []
-    asked: KnowledgeQueries | None = None
+    asked = told = None
     match kind:
         case "align":
             terms.append(KnowledgeAlignment(AlignConfig(text=tower(bert), weight=weight), encoder, "fp32"))
         case "prototypes":
             terms.append(prototypes(encoder, weight))
+        case "facets":
+            told = facets(encoder, weight)
+        case "queries":
+            asked = queries(bert, encoder, weight)
         case _:
-            asked = queries(bert, encoder, weight, captions=kind == "queries of captions")
+            told, asked = facets(encoder, weight), queries(bert, encoder, weight, captions=True)
     towers = Towers(encoder, settings)
     optimizer = build_optimizer(encoder, OptimConfig(lr=1e-3))
     for name, head in heads(encoder).items():
         add_parameters(optimizer, head, OptimConfig(lr=1e-3), name=name)
-    loss = build_loss(InfoNCEConfig())
-    step = TrainStep(encoder, towers, optimizer, loss, settings, None, terms, asked)
+    loss = build_loss(InfoNCEConfig(tile=4 if kind == "facets" else None))
+    step = TrainStep(encoder, towers, optimizer, loss, settings, None, terms, KnowledgeHeads(told, asked))
     result = step.gradients(batch(encoder, own), 0, lambda: None)
     found = gradients(encoder)
     for name, parameter in head_parameters(encoder).items():

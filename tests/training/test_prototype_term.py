@@ -41,7 +41,7 @@ def test_labels_and_modality_say_who_takes_part_and_an_evaluation_has_the_same_p
     assert not any(text.startswith("Size:") for text in term.texts)
     theirs = torch.from_numpy(class_prototypes(rows, weights))
     assert encoder.training
-    torch.testing.assert_close(term.prototypes().double(), theirs, rtol=0, atol=1e-6)
+    torch.testing.assert_close(term.live.prototypes().double(), theirs, rtol=0, atol=1e-6)
     assert encoder.training
     image = torch.eye(6, 32, dtype=torch.float64)
     nobody = dataclasses.replace(told, modalities=("MRI",) * 6)
@@ -52,13 +52,13 @@ def test_a_frozen_trunk_encodes_the_sentences_once() -> None:
     encoder = model()
     encoder.lock(text="trunk")
     term = prototypes(encoder)
-    first = term.prototypes()
+    first = term.live.prototypes()
     with torch.no_grad():
         encoder.clip.token_embedding.weight.zero_()
-    assert torch.equal(term.prototypes(), first)
+    assert torch.equal(term.live.prototypes(), first)
     with torch.no_grad():
         encoder.clip.text_projection.neg_()
-    torch.testing.assert_close(term.prototypes(), -first)
+    torch.testing.assert_close(term.live.prototypes(), -first)
 
 
 def test_a_run_counts_its_images_and_refuses_what_it_cannot_do(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def test_a_run_counts_learns_and_goes_on_where_it_was_stopped(config: PretrainCo
 
 def test_what_does_not_go_with_queries_is_refused_by_name(config: PretrainConfig) -> None:
     for changes, match in (
-        ({"parallel": FSDPConfig()}, "train.parallel.kind: fsdp: the decoder is kept whole"),
+        ({"parallel": FSDPConfig()}, "train.parallel.kind: fsdp: heads are kept whole"),
         ({"precision": "pure_bf16"}, "train.precision: pure_bf16"),
         ({"compute": ComputeConfig(compile=True)}, "train.compute.compile"),
         ({"compute": ComputeConfig(pooled_last_block=True)}, "train.compute.pooled_last_block"),
