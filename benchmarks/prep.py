@@ -1,10 +1,13 @@
-"""Images per second on one core: DICOM and tables to shards, and near duplicates among perceptual hashes.
+"""Images per second on one core: DICOM, tables and slides to shards, parts into one, near duplicates among hashes.
 
 python -m benchmarks.prep [--quick] [--json FILE]
 
 ct_images_per_second: 512 px uncompressed 12-bit CT slices with a window, file to lossless PNG in a shard, listing of
     the headers included.
 table_images_per_second: 512 px JPEG named by a CSV, read, checked by decoding, stripped of metadata, in a shard.
+merge_images_per_second: samples of a table ten times as long that two parts have written, laid into one output.
+tiles_per_second: 256 px JPEG tiles of a slide of 4096 x 4096 px (2048 x 2048 with --quick), a pyramid of JPEG tiles in
+    a TIFF, half of it tissue; the overview and the search for tissue included.
 dedup_images_per_second: 256-bit hashes, one in ten a copy with up to 10 changed bits, all pairs within 10 bits found;
     200,000 of them (50,000 with --quick). Decoding and hashing the images is not in it.
 """
@@ -16,10 +19,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
@@ -27,27 +32,36 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from benchmarks.measure import arguments, report
 from data_prep.dicom_tree import DicomConfig, DicomSource
 from data_prep.duplicates import BITS, near_pairs
+from data_prep.parts import list_parts, merge_parts, write_part
 from data_prep.record import Source
+from data_prep.slides import SlideConfig, SlideSource
 from data_prep.table import TableConfig, TableSource
 from data_prep.writing import source_to_shards
 
 SIDE = 512
+SLIDE_TILE = SlideConfig().tile
 
 
 def main() -> None:
     """Make the inputs, and time whole runs of the sources."""
     options = arguments(__doc__)
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    images, rounds = (100, 3) if options.quick else (400, 5)
+    images, slide_side, rounds = (100, 2048, 3) if options.quick else (400, 4096, 5)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_slices(folder / "ct", images)
         write_table(folder / "table", images)
         ct = DicomSource(folder / "ct", DicomConfig())
         table = TableSource(folder / "table/table.csv", folder / "table", TableConfig())
+        write_table(folder / "many", 10 * images)
+        many = TableSource(folder / "many/table.csv", folder / "many", TableConfig())
+        tiles = write_slide(folder / "slides", slide_side)
+        slides = SlideSource(folder / "slides", SlideConfig())
         measured = {
             "ct_images_per_second": rates(lambda: convert(ct, folder / "out", images), images, rounds),
             "table_images_per_second": rates(lambda: convert(table, folder / "out", images), images, rounds),
+            "merge_images_per_second": rates(merging(many, folder / "merged", 10 * images), 10 * images, rounds),
+            "tiles_per_second": rates(lambda: convert(slides, folder / "out", tiles), tiles, rounds),
         }
     hashes = copied_hashes(50_000 if options.quick else 200_000)
     measured["dedup_images_per_second"] = rates(lambda: find(hashes), len(hashes), rounds)
@@ -71,6 +85,19 @@ def convert(source: Source, out: Path, images: int) -> None:
     shutil.rmtree(out)
 
 
+def merging(source: Source, out: Path, images: int) -> Callable[[], None]:
+    """Write the parts of a source; what is returned merges them, and every image must arrive."""
+    list_parts(source, out, 2)
+    for number in range(2):
+        write_part(source, out, number)
+
+    def merge() -> None:
+        assert sum(merge_parts(source, out).written.values()) == images
+        shutil.rmtree(out)
+
+    return merge
+
+
 def copied_hashes(count: int) -> np.ndarray:
     """Random hashes; the last tenth are copies of others with up to 10 bits changed."""
     rng = np.random.default_rng(0)
@@ -87,6 +114,7 @@ def find(hashes: np.ndarray) -> None:
     assert len(near_pairs(hashes, 10)) == len(hashes) // 10
 
 
+@cache
 def body(number: int) -> np.ndarray:
     """A slice of a body of noise with two lungs, in stored values."""
     rng = np.random.default_rng(number)
@@ -129,6 +157,27 @@ def write_table(folder: Path, count: int) -> None:
         (folder / f"{number}.jpg").write_bytes(file.getvalue())
         lines.append(f"{number}.jpg,Slice {number}.")
     (folder / "table.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_slide(folder: Path, side: int) -> int:
+    """A slide at 0.5 micrometres per pixel whose left half is stained and mottled; how many tiles lie in it."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    pixels = np.full((side, side, 3), 243, np.uint8)
+    mottle = rng.integers(-40, 40, (side // 8, side // 16, 3)).repeat(8, 0).repeat(8, 1)
+    pixels[:, : side // 2] = np.clip(np.array([190, 110, 170]) + mottle + rng.normal(0, 6, mottle.shape), 0, 255)
+    with tifffile.TiffWriter(folder / "slide.tif") as writer:
+        for factor in (1, 4, 16):
+            writer.write(
+                np.asarray(Image.fromarray(pixels).reduce(factor)),
+                tile=(256, 256),
+                photometric="rgb",
+                compression="jpeg",
+                subfiletype=0 if factor == 1 else 1,
+                resolution=(2e4 / factor, 2e4 / factor),
+                resolutionunit="CENTIMETER",
+            )
+    return (side // SLIDE_TILE) * (side // 2 // SLIDE_TILE)
 
 
 if __name__ == "__main__":
