@@ -36,7 +36,7 @@ class Parts:
 
     Attributes:
         folder: where they lie.
-        first_rows: the row that each part begins with; no greater than that of the next one.
+        first_rows: the row that each part begins with, ascending.
         splits: that the source has images in.
     """
 

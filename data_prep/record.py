@@ -238,7 +238,7 @@ class Plan:
             if isinstance(record, Rejection):
                 yield replace(record, path=_printable(record.path), detail=_printable(record.detail))
                 continue
-            if _printable(record.path) != record.path:
+            if any(_printable(path) != path for path in (record.path, *record.more_paths)):
                 # The names of files are bytes; hashes, JSON and terminals take text.
                 yield Rejection(row=record.row, path=_printable(record.path), reason="name is not UTF-8")
                 continue

@@ -154,7 +154,8 @@ def _submit_merge(spec: JobSpec, words: list[str], folder: Path, *, anew: bool) 
 def _listed(source: Source, arguments: argparse.Namespace) -> Parts:
     from data_prep.parts import list_parts
 
-    return list_parts(source, arguments.out, arguments.parts or _PARTS, secret_file=arguments.secret)
+    count = _PARTS if arguments.parts is None else arguments.parts
+    return list_parts(source, arguments.out, count, secret_file=arguments.secret)
 
 
 def _again(arguments: argparse.Namespace, *more: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,21 @@ def test_images_beside_a_report_are_those_whose_names_begin_with_its_name(tmp_pa
     assert main(["data", "reports", str(tmp_path / "set"), "--split", "all", "--out", str(out)]) == 0
     assert [sample.captions for sample in written(out)["all"]] == [("One.",), ("One.",), ("Two.",)]
     assert reasons(out) == {"170.png": "no report"}
+
+
+def test_a_study_with_an_image_whose_name_is_not_utf8_is_listed_and_costs_no_other(tmp_path: Path) -> None:
+    """Found by reading: only the first image of a study was looked at, and the name of another ended the whole run."""
+    for name in ("17_a.png", "18_a.png"):
+        image(tmp_path / "set" / name, len(name))
+    odd = os.fsencode(str(tmp_path / "set")) + b"/17_b\xe9.png"
+    Path(os.fsdecode(odd)).write_bytes((tmp_path / "set/17_a.png").read_bytes())
+    for name in ("17", "18"):
+        (tmp_path / f"set/{name}.txt").write_text("IMPRESSION: One.")
+    out = tmp_path / "out"
+    words = ["--views", "together", "--split", "all", "--out", str(out)]
+    assert main(["data", "reports", str(tmp_path / "set"), *words]) == 0
+    assert len(written(out)["all"]) == 1
+    assert reasons(out) == {"17_a.png": "name is not UTF-8"}
 
 
 OPENI = """<?xml version="1.0"?><eCitation><uId id="CXR{0}"/><licenseURL>http://example.org/by-nc-nd</licenseURL>
