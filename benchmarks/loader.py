@@ -160,14 +160,17 @@ def normalised(images: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
 
 
 def decoding(shards: ShardSet, crop: str, rounds: int) -> list[float]:
-    return alternate(lambda: our_batches(shards, crop), lambda: their_batches(shards, crop), rounds)
+    """Both sides make as many whole batches as the shards fill."""
+    batch = min(BATCH, len(shards))
+    batches, out = len(shards) // batch, torch.empty(batch, 3, 224, 224)
+    return alternate(
+        lambda: our_batches(shards, crop, batches, out), lambda: their_batches(shards, crop, batches), rounds
+    )
 
 
-def our_batches(shards: ShardSet, crop: str) -> None:
-    loader = our_loader(shards, crop)
-    out = torch.empty(loader.global_batch, 3, 224, 224)
-    for _ in range(len(shards) // loader.global_batch):
-        normalised(next(loader).images, out)
+def our_batches(shards: ShardSet, crop: str, batches: int, out: torch.Tensor) -> None:
+    for batch in islice(our_loader(shards, crop), batches):
+        normalised(batch.images, out)
 
 
 def stream(shards: ShardSet) -> Any:
@@ -185,8 +188,9 @@ def their_loader(shards: ShardSet, crop: str) -> Iterator[torch.Tensor]:
         yield images
 
 
-def their_batches(shards: ShardSet, crop: str) -> None:
-    for _ in their_loader(shards, crop):
+def their_batches(shards: ShardSet, crop: str, batches: int) -> None:
+    # `batched` would go on to decode the samples that fill no batch, and drop them.
+    for _ in islice(their_loader(shards, crop), batches):
         pass
 
 
