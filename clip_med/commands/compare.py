@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from zero_shot.comparison import Comparison, Metric
@@ -78,7 +79,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         _write(arguments.out, document, comparisons, scores, choices, _run(paths, configs, arguments))
     if arguments.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(as_json(document))
         return 0
     found = [table for comparison in comparisons for table in tables(comparison)]
     if choices:
@@ -173,7 +174,7 @@ def _write(
             for suffix in ("svg", "png"):
                 write_figure(comparison, out / f"ranks.{comparison.metric.replace(' ', '_')}.{suffix}")
     write_page(out / "comparison.html", comparisons, choices, "Comparison of " + ", ".join(scores), run)
-    write_atomically(out / "comparison.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomically(out / "comparison.json", as_json(document, indent=1) + "\n")
 
 
 __all__ = ["add_parser"]

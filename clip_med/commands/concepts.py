@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from clip_med.models.dual_encoder import DualEncoder
@@ -78,7 +79,7 @@ def _concepts(arguments: argparse.Namespace) -> int:
         "std": model.std.tolist(),
     }
     if arguments.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(as_json(document))
     else:
         print(_table(document, results, model, concepts, list(task.prompts.classes)))
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from clip_med.commands.printing import as_json
 
 
 def add_parser(commands: Any) -> None:
@@ -31,7 +32,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
     loaded = load_config(config_class(arguments.config), arguments.config, arguments.overrides)
     if arguments.json:
-        print(json.dumps({"hash": config_hash(loaded), "config": to_plain(loaded)}, ensure_ascii=False))
+        print(as_json({"hash": config_hash(loaded), "config": to_plain(loaded)}))
     else:
         print(f"# {config_hash(loaded)}")
         print(dump_yaml(loaded), end="")
@@ -47,7 +48,7 @@ def _list(arguments: argparse.Namespace) -> int:
         for path in sorted(root.rglob("*.yaml"))
     }
     if arguments.json:
-        print(json.dumps(lines, ensure_ascii=False))
+        print(as_json(lines))
     else:
         width = max(map(len, lines), default=0)
         for name, line in lines.items():

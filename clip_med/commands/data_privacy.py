@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clip_med.commands.data_sources import folder, naming_extra
-from clip_med.commands.printing import print_values
+from clip_med.commands.printing import as_json, print_values
 from clip_med.commands.progress import ItemDisplay
 
 
@@ -59,7 +58,7 @@ def _deidentify(arguments: argparse.Namespace) -> int:
             arguments.root, out, secret, burned_in=arguments.burned_in, on_progress=progress
         )
     listing = out.with_name(out.name + ".refused.jsonl")
-    lines = [json.dumps(dataclasses.asdict(rejection), ensure_ascii=False) + "\n" for rejection in refused]
+    lines = [as_json(dataclasses.asdict(rejection)) + "\n" for rejection in refused]
     listing.write_text("".join(lines), encoding="utf-8")
     reasons: dict[str, int] = {}
     for rejection in refused:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+from clip_med.commands.printing import as_json
 
 # Samples per split: 90 in a row hold every combination once.
 COUNTS: Final = {"train": 7200, "test": 900, "heldout": 900}
@@ -66,7 +67,7 @@ def _demo(arguments: argparse.Namespace) -> int:
     )
     seconds = time.monotonic() - began
     if arguments.json:
-        print(json.dumps({**document, "seconds": round(seconds, 1)}, ensure_ascii=False))
+        print(as_json({**document, "seconds": round(seconds, 1)}))
     else:
         print(table.plain(evaluation), end="")
         print(f"{seconds:.0f} s in all. Tasks named 'unseen' hold only combinations that training never showed.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from clip_med.commands.printing import as_json
 
 
 def add_parser(commands: Any) -> None:
@@ -66,7 +67,7 @@ def _eval(arguments: argparse.Namespace) -> int:
     if arguments.scores is not None:
         write_scores(arguments.scores, evaluation.scores())
     if arguments.json:
-        print(json.dumps(document, ensure_ascii=False))
+        print(as_json(document))
     else:
         print(table.markdown(evaluation) if arguments.markdown else table.plain(evaluation), end="")
     return 0
@@ -121,7 +122,7 @@ def evaluate_folder(
         return document, evaluation
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
-        write_atomically(model / "eval" / f"{name}.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(model / "eval" / f"{name}.json", as_json(document, indent=1) + "\n")
     came = f"{sum(encoded.values()):,} encoded on {chosen}"
     if cache is not None:
         files, size = kept_files(cache)

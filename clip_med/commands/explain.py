@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.printing import as_json
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -92,8 +94,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     if out is not None:
         from clip_med.data.shard_index import write_atomically
 
-        write_atomically(out / "explanation.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else _table(explanations, aurocs, maps))
+        write_atomically(out / "explanation.json", as_json(document, indent=1) + "\n")
+    print(as_json(document) if arguments.json else _table(explanations, aurocs, maps))
     return 0
 
 

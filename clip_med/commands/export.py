@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 from typing import Any
+
+from clip_med.commands.printing import as_json
 
 
 def add_parser(commands: Any) -> None:
@@ -43,7 +44,7 @@ def _export(arguments: argparse.Namespace) -> int:
         if encoder.lora is None and (folder / name).is_file():
             shutil.copyfile(folder / name, arguments.out / name)
     if arguments.json:
-        print(json.dumps({"source": str(folder), "model": str(arguments.out)}))
+        print(as_json({"source": str(folder), "model": str(arguments.out)}))
     else:
         print(f"{arguments.out}: open_clip.create_model_and_transforms('local-dir:{arguments.out.resolve()}')")
     return 0

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from clip_med.commands.printing import as_json
+
 
 class ForgettingGuard:
     """Evaluates for a training run, keeps the scores of the model as it was, and compares at the end.
@@ -81,7 +83,7 @@ class ForgettingGuard:
         from clip_med.data.shard_index import write_atomically
 
         (self._run / "eval").mkdir(parents=True, exist_ok=True)
-        text = json.dumps({**document, **self._key}, indent=1, ensure_ascii=False)
+        text = as_json({**document, **self._key}, indent=1)
         write_atomically(self._run / "eval" / name, text + "\n")
 
 

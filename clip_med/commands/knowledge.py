@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_med.commands.knowledge_train import add_train
-from clip_med.commands.printing import print_values
+from clip_med.commands.printing import as_json, print_values
 
 if TYPE_CHECKING:
     from clip_med.knowledge.hierarchy import Knowledge
@@ -100,7 +99,7 @@ def _show(arguments: argparse.Namespace) -> int:
     known = _known(arguments)
     cards = [_card(known, finding) for finding in known.find(arguments.name)]
     if arguments.json:
-        print(json.dumps({"findings": cards}, ensure_ascii=False))
+        print(as_json({"findings": cards}))
         return 0
     print("\n\n".join("\n".join(_lines(card)) for card in cards))
     return 0
@@ -113,7 +112,7 @@ def _list(arguments: argparse.Namespace) -> int:
         for f in known.findings.values()
     }
     if arguments.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(as_json(rows))
         return 0
     width = max(map(len, rows))
     heading = None

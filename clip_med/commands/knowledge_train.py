@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from clip_med.training.knowledge_text import SynonymTest
@@ -57,7 +58,7 @@ def _train(arguments: argparse.Namespace) -> int:
         "difference": gained.to_dict(),
     }
     if arguments.json:
-        print(json.dumps(values))
+        print(as_json(values))
         return 0
     print(f"{summary.findings} findings, {summary.texts} texts, {summary.steps} steps; loss {summary.loss:.3f}")
     for when in ("before", "after"):
@@ -73,8 +74,6 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _tested(test: SynonymTest) -> dict[str, Any]:
-    import math
-
     from zero_shot.intervals import bootstrap_mean
 
     recall = bootstrap_mean(test.hits, name="R@1")
@@ -84,7 +83,7 @@ def _tested(test: SynonymTest) -> dict[str, Any]:
         "high": recall.high,
         "n": recall.n,
         "cosine_to_name": test.to_name,
-        "cosine_to_excluded": None if math.isnan(test.to_excluded) else test.to_excluded,
+        "cosine_to_excluded": test.to_excluded,
     }
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from clip_med.commands.printing import as_json
 
 
 def add_parser(commands: Any) -> None:
@@ -52,7 +53,7 @@ def _merge(arguments: argparse.Namespace) -> int:
             {"alpha": alpha, **evaluation.to_dict()} for alpha, evaluation in zip(alphas, evaluations, strict=False)
         ]
         document = {"a": str(arguments.first), "b": str(arguments.second), "model": out and str(out)}
-        print(json.dumps({**document, "alpha": alphas, "evaluations": results}, ensure_ascii=False))
+        print(as_json({**document, "alpha": alphas, "evaluations": results}))
         return 0
     if evaluations:
         print(_table(alphas, evaluations), end="")

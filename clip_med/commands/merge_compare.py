@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,7 +97,7 @@ def _compare(arguments: argparse.Namespace) -> int:
         outcomes = [one.to_dict() for one in found]
         document: dict[str, Any] = {"models": [str(model) for model in models], "greedy_soup": greedy}
         document |= {"outcomes": outcomes, "means": means}
-        print(json.dumps(document, ensure_ascii=False))
+        print(as_json(document))
     else:
         print(_tables(found, means))
     return 0

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from clip_med.commands.printing import as_json
 
 
 def add_parser(commands: Any) -> None:
@@ -80,7 +81,7 @@ def _train(arguments: argparse.Namespace) -> int:
     changes = guard.compare(summary.checkpoint / "model") if guard is not None and summary.finished else []
     if arguments.json:
         print(
-            json.dumps(
+            as_json(
                 {
                     "run": str(arguments.run),
                     "checkpoint": str(summary.checkpoint),

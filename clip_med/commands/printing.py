@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
 # Lines of a list that a terminal can bear.
 _LISTED = 20
 
 
+def as_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON text of a document; numbers that are undefined become null, since JSON has neither NaN nor infinities."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
     """Print names with their values; mappings of counts and long lists get lines of their own."""
     if arguments.json:
-        print(json.dumps(values, ensure_ascii=False))
+        print(as_json(values))
         return
     for name, value in values.items():
         if isinstance(value, dict):
@@ -30,4 +45,4 @@ def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-__all__ = ["print_values"]
+__all__ = ["as_json", "print_values"]

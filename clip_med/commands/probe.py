@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from zero_shot.probing import ProbeOutcome
@@ -77,7 +78,7 @@ def _probe(arguments: argparse.Namespace) -> int:
             "validation": outcome.validation,
             "results": [result.to_dict() for result in outcome.results],
         }
-        print(json.dumps(document, ensure_ascii=False))
+        print(as_json(document))
     else:
         _print(name, outcome)
     return 0

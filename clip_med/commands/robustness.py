@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from zero_shot.result import Result
@@ -71,7 +72,7 @@ def _robustness(arguments: argparse.Namespace) -> int:
         "tasks": [task.to_dict() for task in found],
         "regions": regions,
     }
-    text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+    text = as_json(document, indent=1) + "\n"
     if (arguments.model / "latest.json").is_file():
         (arguments.model / "eval").mkdir(exist_ok=True)
         write_atomically(arguments.model / "eval" / f"{arguments.config.stem}.robustness.json", text)
@@ -79,7 +80,7 @@ def _robustness(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.out, text)
     if arguments.plots is not None:
         _plots(found, arguments.plots)
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else _tables(found, regions))
+    print(as_json(document) if arguments.json else _tables(found, regions))
     return 0
 
 

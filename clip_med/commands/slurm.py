@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from clip_med.commands.printing import print_values
+from clip_med.commands.printing import as_json, print_values
 
 if TYPE_CHECKING:
     from slurm.job import JobSpec
@@ -164,7 +163,7 @@ def _status(arguments: argparse.Namespace) -> int:
         statuses = [status(arguments.run, queue())]
     counts = count_states(statuses)
     if arguments.json:
-        print(json.dumps({"counts": counts, "runs": [one.to_dict() for one in statuses]}, ensure_ascii=False))
+        print(as_json({"counts": counts, "runs": [one.to_dict() for one in statuses]}))
         return 0
     rows = [
         (Path(s.run).name, s.state, s.job or "", "" if s.step is None else f"{s.step:,}", str(s.starts), s.detail)

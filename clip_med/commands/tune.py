@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from clip_med.prompt_learning.tune import Cell
@@ -114,7 +115,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         append_rows(arguments.out, [row])
     if arguments.json:
-        print(json.dumps(row, ensure_ascii=False))
+        print(as_json(row))
     else:
         print(f"{cell.label}: {row['support']} training and {row['validation']} validation images")
         print(f"top-1 {row['top1']:.3f}, balanced accuracy {row['balanced']:.3f} on {row['n']:,} test images")
@@ -223,7 +224,7 @@ def _grid(arguments: argparse.Namespace) -> int:
                 display.on_item("cells", number, len(missing))
     counts = {"cells": len(chosen), "done_before": len(chosen) - len(missing), "run": len(missing) - len(failed)}
     if arguments.json:
-        print(json.dumps({**counts, "failed": failed, "results": str(out / FILE)}, ensure_ascii=False))
+        print(as_json({**counts, "failed": failed, "results": str(out / FILE)}))
     else:
         print(", ".join(f"{name}: {value}" for name, value in {**counts, "failed": len(failed)}.items()))
         print(f"clip-med tune table {out} shows the rows")
@@ -253,7 +254,7 @@ def _table(arguments: argparse.Namespace) -> int:
     means = harmonic_rows(rows, arguments.metric)
     if arguments.json:
         summaries = [asdict(summary) for summary in found]
-        print(json.dumps({"metric": arguments.metric, "summaries": summaries, "harmonic": means}, ensure_ascii=False))
+        print(as_json({"metric": arguments.metric, "summaries": summaries, "harmonic": means}))
     else:
         print(tables(found, means, markdown=arguments.markdown))
     return 0

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
     from zero_shot.vqa import VqaReport
@@ -71,14 +72,14 @@ def _vqa(arguments: argparse.Namespace) -> int:
         **report.to_dict(questions),
     }
     if arguments.out is not None:
-        write_atomically(arguments.out, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        write_atomically(arguments.out, as_json(document, indent=1) + "\n")
     if arguments.scores is not None:
         from zero_shot.scores import ItemScores, write_scores
 
         keys, groups = (tuple(getattr(q, name) for q in questions) for name in ("id", "group"))
         scores = ItemScores(keys=keys, groups=groups, metric="accuracy", values=report.hits)
         write_scores(arguments.scores, {arguments.questions.stem: scores})
-    print(json.dumps(document, ensure_ascii=False) if arguments.json else _tables(report))
+    print(as_json(document) if arguments.json else _tables(report))
     return 0
 
 

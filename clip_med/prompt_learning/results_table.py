@@ -47,7 +47,7 @@ def tables(found: Sequence[Summary], harmonic: Sequence[dict[str, Any]], *, mark
         title = task if scored_on in ("test", task) else f"{task}, scored on {scored_on}"
         spread = "-".join(str(n) for n in (seeds if len(seeds) == 1 else (seeds[0], seeds[-1])))
         parts.append(f"{title}: {own[0].n:,} test images, {spread} seeds, mean ± sd [95 % interval of the mean]")
-        lines = [["method", *(f"{k} shots" if k else "all" for k in shots)]]
+        lines = [["method", *(("1 shot" if k == 1 else f"{k} shots") if k else "all" for k in shots)]]
         for method in dict.fromkeys(one.method for one in own):
             by_shots = {one.shots: one.shown() for one in own if one.method == method}
             lines.append([method, *(by_shots.get(k, "") for k in shots)])
