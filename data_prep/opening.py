@@ -42,16 +42,18 @@ class Opener:
     def __init__(self, source: Source, *, workers: int) -> None:
         self._source = source
         self._workers = workers
-        self._pool = (
-            ProcessPoolExecutor(
-                workers,
-                # Not fork: it copies locks held by the threads of progress bars.
-                mp_context=multiprocessing.get_context("spawn"),
-                initializer=_end_with_parent,
+        # What this starts, and the processes that the first task starts, must not die of a signal that is for this one.
+        with signals_held_back():
+            self._pool = (
+                ProcessPoolExecutor(
+                    workers,
+                    # Not fork: it copies locks held by the threads of progress bars.
+                    mp_context=multiprocessing.get_context("spawn"),
+                    initializer=_end_with_parent,
+                )
+                if workers
+                else None
             )
-            if workers
-            else None
-        )
 
     def __enter__(self) -> Opener:
         return self
@@ -76,7 +78,6 @@ class Opener:
         waiting: deque[Future[list[Sample | Rejection]]] = deque()
         try:
             while parcel := list(islice(rest, _PARCEL)):
-                # The first call starts the processes.
                 with signals_held_back():
                     waiting.append(self._pool.submit(_open_parcel, self._source, parcel))
                 if len(waiting) >= _WAITING * self._workers:

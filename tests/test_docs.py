@@ -36,7 +36,7 @@ def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
     commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
-        build_parser().parse_args(command.split())
+        build_parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: P
     commands = re.findall(r"^clip-med ([^#\n]*)", page, re.MULTILINE)
     assert len(commands) == 5
     for command in commands:
-        build_parser().parse_args(command.split())
+        build_parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
@@ -61,7 +61,7 @@ def test_the_commands_of_the_explanation_and_robustness_pages_parse() -> None:
         commands = re.findall(r"^clip-med (.*)$", (DOCS / name).read_text(), re.MULTILINE)
         assert len(commands) == count
         for command in commands:
-            build_parser().parse_args(command.split())
+            build_parser().parse_args(shlex.split(command, comments=True))
 
 
 def test_the_commands_and_questions_of_the_evaluation_page_are_valid(tmp_path: Path) -> None:
@@ -93,4 +93,4 @@ def test_the_commands_of_the_data_preparation_page_parse() -> None:
     commands = re.findall(r"(?:^|`)clip-med (data [^`\n]*)", page, re.MULTILINE)
     assert len(commands) >= 9
     for command in commands:
-        build_parser().parse_args(command.split())
+        build_parser().parse_args(shlex.split(command, comments=True))
