@@ -15,7 +15,7 @@ from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, evaluating
+from clip_med.models.features import Precision, evaluating, image_rows
 from zero_shot.config import ClassificationTask, EvalTask
 from zero_shot.corruptions import Corruption, corrupt
 
@@ -115,8 +115,7 @@ def condition_features(
                     )
                     for pixels, index in zip(decoded, part, strict=True)
                 ]
-                batch = torch.stack(views).to(encoder.logit_scale.device)
-                rows = encoder.encode_image(batch).float().cpu().numpy()
+                rows = image_rows(encoder, torch.stack(views)).numpy()
                 if not np.isfinite(rows).all():
                     wrong = samples[int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])]
                     raise ValueError(f"{wrong.key}: the image feature is not finite ({condition or 'as it is'})")

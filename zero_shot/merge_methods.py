@@ -17,7 +17,7 @@ from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
 from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating, text_features
+from clip_med.models.features import evaluating, image_rows, text_features
 from clip_med.models.interpolate import ModelFamily
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
@@ -102,9 +102,8 @@ class Classifiers:
         encoder: DualEncoder = self.family.mix(weights)
         texts = text_features(encoder, [prompt for prompts in self._prompts for prompt in prompts])
         ends = np.cumsum([len(prompts) for prompts in self._prompts])[:-1]
-        device = encoder.logit_scale.device
         with evaluating(encoder):
-            rows = [encoder.encode_image(part.to(device)).float().cpu() for part in images.split(self.batch_size)]
+            rows = [image_rows(encoder, part) for part in images.split(self.batch_size)]
         scale = float(encoder.logit_scale.detach().exp())
         features = torch.cat(rows).numpy()
         parts, weighted = np.split(texts, ends), prompt_weights(self.task.prompts)

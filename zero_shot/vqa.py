@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from clip_med.data.augment import eval_image
 from clip_med.data.images import ImageError, decode_image
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating, text_features
+from clip_med.models.features import evaluating, image_rows, text_features
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.result import Result
@@ -154,7 +154,7 @@ def _image_features(
                 ]
             except ImageError as error:
                 raise ValueError(f"{folder}: {error}") from error
-            rows = encoder.encode_image(torch.stack(views).to(encoder.logit_scale.device)).double().cpu().numpy()
+            rows = image_rows(encoder, torch.stack(views)).double().numpy()
             for name, row in zip(part, rows, strict=True):
                 if not np.isfinite(row).all():
                     raise ValueError(f"{folder / name}: the image feature is not finite")

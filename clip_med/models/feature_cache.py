@@ -20,7 +20,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.data.views import ViewConfig, view_batches
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.feature_file import load_features, save_features
-from clip_med.models.features import Precision, Progress, evaluating, image_features
+from clip_med.models.features import Precision, Progress, evaluating, image_features, image_rows
 
 # Part of every digest: raise it when the features of the same weights and images change.
 _VERSION: Final = 1
@@ -152,8 +152,7 @@ def kept_files(cache: Path) -> tuple[int, int]:
 def _rows(
     encoder: DualEncoder, images: UInt8[Tensor, "M B 3 S S"], shards: ShardSet, indices: Sequence[int]
 ) -> Float32[Tensor, "M B D"]:
-    rows = encoder.encode_image(images.flatten(0, 1).to(encoder.logit_scale.device)).float().cpu()
-    rows = rows.unflatten(0, images.shape[:2])
+    rows = image_rows(encoder, images.flatten(0, 1)).unflatten(0, images.shape[:2])
     if not bool(rows.isfinite().all()):
         first = indices[int((~rows.isfinite()).any(dim=2).any(dim=0).nonzero()[0])]
         raise ValueError(f"{shards.tar(first)}: {shards.key(first)}: the image feature is not finite")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip_med.data.shards import ShardSet
-from clip_med.models.features import evaluating, image_features, text_features
+from clip_med.models.features import evaluating, image_features, image_rows, text_features
 from clip_med.models.folder import build_model
 from tests.labelled_shards import write_labelled
 from tests.tiny_run import TINY
@@ -34,6 +34,16 @@ def test_rows_stay_in_the_given_order_whatever_is_encoded_together(tmp_path: Pat
     for made in (rows, texts):
         np.testing.assert_allclose(np.linalg.norm(made, axis=1), 1.0, atol=1e-6)
     assert image_features(encoder, shards, []).shape == text_features(encoder, []).shape == (0, 0)
+
+
+def test_parts_of_a_batch_are_those_of_the_whole() -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY)
+    images = torch.randint(0, 255, (35, 3, 32, 32), dtype=torch.uint8)
+    with evaluating(encoder):
+        rows, whole = image_rows(encoder, images), encoder.encode_image(images)
+    np.testing.assert_allclose(rows, whole, rtol=0, atol=1e-6)
+    assert (rows - rows[:1]).norm(dim=1)[1:].min() > 1e-3
 
 
 def test_bf16_is_near_and_leaves_unit_rows_of_fp32(tmp_path: Path) -> None:
