@@ -8,15 +8,20 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from clip_med.training.run_folder import environment
 
+T = TypeVar("T")
 
-def arguments(description: str | None) -> argparse.Namespace:
-    """`--quick` and `--json FILE`, as every benchmark has them."""
+
+def arguments(description: str | None, **folders: str) -> argparse.Namespace:
+    """`--quick` and `--json FILE`, as every benchmark has them, and `--NAME DIR` for each folder with a default."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="3 rounds of less work, under 50 s on 2 cores")
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the JSON line here")
+    for name, default in folders.items():
+        parser.add_argument(f"--{name}", metavar="DIR", type=Path, default=Path(default), help="default: %(default)s")
     return parser.parse_args()
 
 
@@ -24,14 +29,17 @@ def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: 
     """Seconds of theirs over seconds of ours, per round, after one round that is not counted."""
     ratios: list[float] = []
     for number in range(rounds + 1):
-        seconds: list[float] = []
-        for side in (ours, theirs):
-            began = time.perf_counter()
-            side()
-            seconds.append(time.perf_counter() - began)
+        seconds = [timed(side)[1] for side in (ours, theirs)]
         if number:
             ratios.append(seconds[1] / seconds[0])
     return ratios
+
+
+def timed(work: Callable[[], T]) -> tuple[T, float]:
+    """What it returns, and its seconds."""
+    began = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - began
 
 
 def report(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
@@ -51,4 +59,4 @@ def report(name: str, measured: dict[str, list[float]], options: argparse.Namesp
     print(line)
 
 
-__all__ = ["alternate", "arguments", "report"]
+__all__ = ["alternate", "arguments", "report", "timed"]

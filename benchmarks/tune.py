@@ -17,17 +17,15 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import arguments, report
+from benchmarks.measure import arguments, report, timed
 from benchmarks.tune_task import AUGMENT, CONTEXT, NAMES, Shots, biomedclip_shape, class_texts, pretrained, write_shots
 from benchmarks.tune_usual import Consistency, UsualLoop
 from clip_med.data.views import ViewConfig
@@ -37,8 +35,6 @@ from clip_med.prompt_learning.biomedcoop import BiomedCoOp, BiomedCoOpConfig
 from clip_med.prompt_learning.coop import CoOp, CoOpConfig
 from clip_med.prompt_learning.fitting import FitConfig, fit
 from clip_med.prompt_learning.method import ClassTexts, Support
-
-T = TypeVar("T")
 
 METHODS: Final = ("coop", "biomedcoop")
 SHOTS: Final = 16
@@ -143,13 +139,6 @@ def accuracy(logits: Tensor, test: Shots) -> float:
 def learn(name: str, encoder: DualEncoder, support: Support, *, seed: int) -> None:
     """Our side after the images are encoded: its texts, and all epochs."""
     fit(build(name, encoder, class_texts(encoder)), support, FIT, seed=seed)
-
-
-def timed(work: Callable[[], T]) -> tuple[T, float]:
-    """What it returns, and its seconds."""
-    began = time.perf_counter()
-    result = work()
-    return result, time.perf_counter() - began
 
 
 def check(name: str, method: CoOp, usual: UsualLoop, shots: Shots) -> None:

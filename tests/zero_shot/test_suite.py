@@ -21,7 +21,7 @@ from clip_med.pretrain import pretrain
 from clip_med.training.metrics_log import read_metrics
 from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, constant, perfect, write_labelled
 from tests.tiny_run import TINY, tiny_config, write_shards
-from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
+from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, RetrievalTask
 from zero_shot.evaluation import TaskReport
 from zero_shot.suite import evaluate, evaluator
 from zero_shot.table import plain
@@ -207,7 +207,8 @@ def test_every_image_is_encoded_once_without_gradient(shards: Path) -> None:
 def test_another_evaluation_of_the_same_images_encodes_none(shards: Path, tmp_path: Path) -> None:
     cache, encoder, steps = tmp_path / "features", perfect(), []
     retrieval = RetrievalTask(name="all", shards=str(shards))
-    tasks = (classification(shards, "odd", datasets=("odd",)), classification(shards), retrieval)
+    labels = MultiLabelTask(name="labels", shards=str(shards), prompts=PROMPTS, score="sigmoid")
+    tasks = (labels, classification(shards, "odd", datasets=("odd",)), classification(shards), retrieval)
     first = evaluate(encoder, EvalConfig(tasks=tasks), cache=cache)
     assert sorted(encoder.images) == list(range(24))
     assert first.to_dict() == evaluate(perfect(), EvalConfig(tasks=tasks)).to_dict()
@@ -217,16 +218,16 @@ def test_another_evaluation_of_the_same_images_encodes_none(shards: Path, tmp_pa
         classification(shards, "odd", datasets=("odd",), prompts=words),
         classification(shards, prompts=words, ensemble="max"),
     )
-    config = EvalConfig(tasks=(*other, retrieval), seed=1, batch_size=7)
+    config = EvalConfig(tasks=(dataclasses.replace(labels, score="softmax"), *other, retrieval), seed=1, batch_size=7)
     second = evaluate(encoder, config, cache=cache, on_progress=lambda *step: steps.append(step))
     assert (encoder.images, steps) == ([], [])
     # Two of three classes are now called by each other's name.
-    assert values(second.tasks[1])["top-1"] == pytest.approx(4 / 24)
+    assert values(second.tasks[2])["top-1"] == pytest.approx(4 / 24)
     assert second.to_dict() == evaluate(perfect(), config).to_dict()
     # The same keys with another label are other data.
     elsewhere = write_labelled(tmp_path / "other", {3: {"labels": ("mass",)}})
-    evaluate(encoder, EvalConfig(tasks=(classification(elsewhere, datasets=("odd",)),)), cache=cache)
-    assert sorted(encoder.images) == list(range(1, 24, 2))
+    evaluate(encoder, EvalConfig(tasks=(classification(elsewhere),)), cache=cache)
+    assert sorted(encoder.images) == list(range(24))
 
 
 @pytest.mark.parametrize(("labels", "count"), [((), 0), (("other",), 0), (("cyst", "mass"), 2)])
