@@ -38,7 +38,7 @@ from clip_med.config import load_config
 from clip_med.data.shards import ShardSet
 from clip_med.models.config import TwoTowerModel
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import image_features, text_features
+from clip_med.models.features import grouped_text_features, image_features
 from clip_med.models.folder import load_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import ScheduleConfig
@@ -185,10 +185,8 @@ def _judged(
     """Per source: hits of every image, NaN where it belongs to the other group; and the AUROC of the held-out class."""
     found: dict[str, NDArray[np.float64]] = {}
     for part in images:
-        texts = list(part.task.prompts(prompts).values())
-        flat = text_features(encoder, [text for own in texts for text in own])
-        ends = np.cumsum([len(own) for own in texts])[:-1]
-        scores = class_scores(features[part.indices], np.split(flat, ends))
+        texts = grouped_text_features(encoder, part.task.prompts(prompts).values())
+        scores = class_scores(features[part.indices], texts)
         held = list(part.task.classes).index(part.task.held_out(seed))
         hits = (scores.argmax(axis=1) == part.truth).astype(np.float64)
         own = part.truth == held

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from clip_med.data.sample import Sample
 from clip_med.knowledge.prompts import prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, text_features
+from clip_med.models.features import Precision, grouped_text_features
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
 from zero_shot.config import MultiLabelTask
@@ -38,9 +38,7 @@ def finding_scores(
     probability is calibrated.
     """
     present, absent = task.present_texts(), task.absent_texts()
-    texts = [*present.values(), *absent.values()]
-    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
-    parts = np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+    parts = grouped_text_features(encoder, [*present.values(), *absent.values()], precision=precision)
     scale = float(encoder.logit_scale.detach().exp())
     weights = prompt_weights(task.prompts)
 

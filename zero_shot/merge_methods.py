@@ -17,7 +17,7 @@ from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
 from clip_med.knowledge.prompts import prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating, image_rows, text_features
+from clip_med.models.features import evaluating, grouped_text_features, image_rows
 from clip_med.models.interpolate import ModelFamily
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
@@ -100,14 +100,13 @@ class Classifiers:
         """Class scores [N, C] of the weighted sum of the models; of the ensemble "probability" logarithms of shares."""
         self.merges += 1
         encoder: DualEncoder = self.family.mix(weights)
-        texts = text_features(encoder, [prompt for prompts in self._prompts for prompt in prompts])
-        ends = np.cumsum([len(prompts) for prompts in self._prompts])[:-1]
+        prompts = grouped_text_features(encoder, self._prompts)
         with evaluating(encoder):
             rows = [image_rows(encoder, part) for part in images.split(self.batch_size)]
         scale = float(encoder.logit_scale.detach().exp())
         features = torch.cat(rows).numpy()
-        parts, weighted = np.split(texts, ends), prompt_weights(self.task.prompts)
-        scores = class_scores(features, parts, scale=scale, ensemble=self.task.ensemble, weights=weighted)
+        weighted = prompt_weights(self.task.prompts)
+        scores = class_scores(features, prompts, scale=scale, ensemble=self.task.ensemble, weights=weighted)
         return np.log(scores) if self.task.ensemble == "probability" else scores
 
     def between(self, alpha: float, images: UInt8[Tensor, "N 3 S S"]) -> Doubles:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, text_features
+from clip_med.models.features import Precision, grouped_text_features
 from zero_shot.classify import class_scores
 from zero_shot.conditions import Labelled, labelled, selected
 from zero_shot.config import ClassificationTask, Ensemble
@@ -47,12 +47,16 @@ class PromptChoice:
         return {"taken": self.taken.name, **own, **chosen}
 
 
+def as_configured(task: ClassificationTask) -> Prompting:
+    """The task's own prompts and ensemble."""
+    return Prompting(name="as configured", prompts=task.prompts, ensemble=task.ensemble)
+
+
 def candidates(task: ClassificationTask) -> tuple[Prompting, ...]:
     """What is tried: the task's own prompts, each general template, and all of these together in two ways.
 
     The names of the classes are the task's; nothing in the list depends on a model or on data.
     """
-    own = Prompting(name="as configured", prompts=task.prompts, ensemble=task.ensemble)
     every = replace(task.prompts, templates=tuple(dict.fromkeys((*task.prompts.templates, *TEMPLATES))))
     single = [
         Prompting(name=template, prompts=replace(task.prompts, templates=(template,)), ensemble="embedding")
@@ -63,7 +67,7 @@ def candidates(task: ClassificationTask) -> tuple[Prompting, ...]:
     together = [
         Prompting(name=f"all templates, {ensemble}", prompts=every, ensemble=ensemble) for ensemble in ensembles
     ]
-    return (own, *single, *together)
+    return (as_configured(task), *single, *together)
 
 
 def choose_prompts(
@@ -88,9 +92,7 @@ def prompted_scores(
     encoder: DualEncoder, prompting: Prompting, features: Floats, *, precision: Precision = "fp32"
 ) -> NDArray[np.float64]:
     """Scores [N, C] of images for the classes as `prompting` describes them; features: [N, D] unit rows."""
-    texts: Sequence[tuple[str, ...]] = list(render_prompts(prompting.prompts).values())
-    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
-    parts = np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+    parts = grouped_text_features(encoder, render_prompts(prompting.prompts).values(), precision=precision)
     scale = float(encoder.logit_scale.detach().exp())
     weights = prompt_weights(prompting.prompts)
     return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble, weights=weights)
@@ -137,6 +139,7 @@ def check_apart(validation: Labelled, tested: Sequence[str]) -> None:
 __all__ = [
     "PromptChoice",
     "Prompting",
+    "as_configured",
     "candidates",
     "check_apart",
     "choose_prompts",

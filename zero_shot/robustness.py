@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clip_med.config import NonNegativeInt, PositiveInt, config
 from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import text_features
+from clip_med.models.features import grouped_text_features
 from zero_shot.calibration import (
     Bin,
     ConformalSets,
@@ -221,7 +221,7 @@ def _task(
     others: Sequence[NDArray[np.float32]],
     options: RobustnessConfig,
 ) -> TaskRobustness:
-    prompts = [text_features(encoder, texts) for texts in render_prompts(part.task.prompts).values()]
+    prompts = grouped_text_features(encoder, render_prompts(part.task.prompts).values())
     weights = prompt_weights(part.task.prompts)
     scale, groups, truth = float(encoder.logit_scale.detach().exp()), part.groups, part.truth
     scores = {
@@ -267,7 +267,7 @@ def _prompts(
         list(render_prompts(ClassPrompts(classes=part.task.prompts.classes, templates=(template,))).values())
         for template in templates
     ]
-    per_template = [[text_features(encoder, texts) for texts in classes] for classes in rendered]
+    per_template = [grouped_text_features(encoder, classes) for classes in rendered]
     return prompt_sensitivity(
         features, part.truth, per_template, names=templates, groups=part.groups, seed=options.seed
     )

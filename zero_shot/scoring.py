@@ -17,7 +17,7 @@ from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, Ret
 from zero_shot.findings import finding_scores, finding_targets
 from zero_shot.prompt_choice import (
     PromptChoice,
-    candidates,
+    as_configured,
     check_apart,
     choose_prompts,
     prompted_scores,
@@ -116,7 +116,7 @@ def score_tasks(
         match own:
             case Labelled():
                 choice = (chosen or {}).get(name)
-                prompting = candidates(own.task)[0] if choice is None else choice.taken
+                prompting = as_configured(own.task) if choice is None else choice.taken
                 found[name] = ClassScores(
                     keys=tuple(sample.key for sample in own.samples),
                     groups=tuple(own.groups),

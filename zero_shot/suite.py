@@ -24,7 +24,7 @@ from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskRep
 from zero_shot.findings import finding_targets, report_findings
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix
-from zero_shot.prompt_choice import Prompting, prompted_scores
+from zero_shot.prompt_choice import as_configured, prompted_scores
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
@@ -202,8 +202,7 @@ def _classify(
 ) -> tuple[TaskReport, Scored]:
     prompts = render_prompts(task.prompts)
     samples = part.samples
-    prompting = Prompting(name=task.name, prompts=task.prompts, ensemble=task.ensemble)
-    scores = prompted_scores(encoder, prompting, features, precision=config.precision)
+    scores = prompted_scores(encoder, as_configured(task), features, precision=config.precision)
     groups = [sample.group for sample in samples]
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)

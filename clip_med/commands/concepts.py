@@ -111,12 +111,11 @@ def _fitted(
     arguments: argparse.Namespace,
 ) -> tuple[Bottleneck, list[Any]]:
     """The classifier, with its top-1, those of random concepts and of zero-shot classification, and the difference."""
-    from clip_med.knowledge.prompts import prompt_weights, render_prompts
     from clip_med.models.features import text_features
-    from zero_shot.classify import class_scores
     from zero_shot.concepts import against_random
     from zero_shot.intervals import bootstrap_mean
     from zero_shot.metrics import top_k_accuracy
+    from zero_shot.prompt_choice import as_configured, prompted_scores
 
     model, results = against_random(
         (features[0], train.truth),
@@ -129,10 +128,7 @@ def _fitted(
         l1=arguments.l1,
         l2=arguments.l2,
     )
-    prompts = [text_features(encoder, texts) for texts in render_prompts(test.task.prompts).values()]
-    weights = prompt_weights(test.task.prompts)
-    scores = class_scores(features[1], prompts, ensemble=test.task.ensemble, weights=weights)
-    hits = top_k_accuracy(scores, test.truth)
+    hits = top_k_accuracy(prompted_scores(encoder, as_configured(test.task), features[1]), test.truth)
     plain = bootstrap_mean(hits, name="zero-shot: top-1", groups=test.groups, seed=arguments.seed)
     return model, [*results, plain]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Final, Literal
 
@@ -97,6 +97,19 @@ def text_features(
     return np.zeros((0, 0), dtype=np.float32) if features is None else features
 
 
+def grouped_text_features(
+    encoder: DualEncoder, groups: Iterable[Sequence[str]], *, precision: Precision = "fp32"
+) -> list[Float32[np.ndarray, "P D"]]:
+    """Unit rows for the texts of each group, such as the prompts of each class; all are encoded together.
+
+    Raises:
+        ValueError: a text whose feature is not finite.
+    """
+    texts = list(groups)
+    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
+    return np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+
+
 @contextmanager
 def evaluating(encoder: DualEncoder, precision: Precision = "fp32") -> Iterator[None]:
     """Evaluation mode without gradients, with bf16 autocast if asked; the mode before comes back afterwards."""
@@ -111,4 +124,4 @@ def evaluating(encoder: DualEncoder, precision: Precision = "fp32") -> Iterator[
         encoder.train(training)
 
 
-__all__ = ["Precision", "evaluating", "image_features", "image_rows", "text_features"]
+__all__ = ["Precision", "evaluating", "grouped_text_features", "image_features", "image_rows", "text_features"]
