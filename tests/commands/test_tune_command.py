@@ -120,7 +120,7 @@ def test_the_table_holds_means_and_intervals_over_seeds(
     assert plot.read_bytes()[:4] == b"\x89PNG"
     append_rows(tmp_path, [base | {"cell": "3", "shots": 1, "scored_on": "test", "top1": 0.5, "n": 9}])
     assert main(["tune", "table", str(tmp_path), "--json"]) == 0
-    of_one_seed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["summaries"][0]
+    of_one_seed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["summaries"][-1]
     assert (of_one_seed["shots"], of_one_seed["mean"], of_one_seed["deviation"]) == (1, 0.5, None)
     assert main(["tune", "table", str(tmp_path / "none")]) == 2
     assert "no such file; `clip-med tune grid" in capsys.readouterr().err
