@@ -69,7 +69,7 @@ def test_the_commands_and_questions_of_the_evaluation_page_are_valid(tmp_path: P
     commands = re.findall(r"^clip-med (.*)$", page, re.MULTILINE)
     assert len(commands) == 4
     for command in commands:
-        build_parser().parse_args(shlex.split(command, comments=True))
+        build_parser().parse_args(shlex.split(command))
     (block,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     (tmp_path / "questions.json").write_text(block)
     (question,) = read_questions(tmp_path / "questions.json")
