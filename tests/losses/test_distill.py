@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_med.distributed import gather, gather_with_gradient
+from clip_med.distributed import gather, gather_with_gradient, process_group, rank, world_size
 from clip_med.losses.distill import distillation_loss
+from tests.rank_server import RankServer
 
 BATCH = 6
 
@@ -92,8 +91,7 @@ def test_features_in_bf16_are_compared_in_fp32() -> None:
 
 def local_loss(v: Tensor, t: Tensor, scale: Tensor) -> Tensor:
     """This rank's loss for its part of the teacher's rows."""
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    own = slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
     u, w = rows(2, 9)[own], rows(3, 9)[own]
     return distillation_loss(
         v[own],
@@ -113,29 +111,26 @@ def student() -> tuple[Tensor, Tensor, Tensor]:
     return rows(0, 4).requires_grad_(), rows(1, 4).requires_grad_(), scalar(7.0).requires_grad_()
 
 
-def run_rank(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
-    parameters = student()
-    loss = local_loss(*parameters)
-    loss.backward()
-    # What DistributedDataParallel does to gradients: the mean over the ranks.
-    values = [loss.detach(), *(parameter.grad for parameter in parameters)]
-    for value in values:
-        assert value is not None
-        dist.all_reduce(value)
-    if rank == 0:
-        torch.save([value / size for value in values if value is not None], f"{folder}/results.pt")
-    dist.barrier()
-    dist.destroy_process_group()
-    # Without the interpreter's teardown, in which gloo's threads were once caught alive ("terminate called").
-    os._exit(0)
+def run_rank(file: str) -> None:
+    """The loss of this rank's part; rank 0 writes the means."""
+    with process_group("cpu"):
+        parameters = student()
+        loss = local_loss(*parameters)
+        loss.backward()
+        # What DistributedDataParallel does to gradients: the mean over the ranks.
+        values = [loss.detach(), *(parameter.grad for parameter in parameters)]
+        for value in values:
+            assert value is not None
+            dist.all_reduce(value)
+        if rank() == 0:
+            torch.save([value / world_size() for value in values if value is not None], file)
+        dist.barrier()
+    print(json.dumps(len(values)))
 
 
-def test_two_ranks_compute_the_loss_and_gradients_of_one_process() -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(run_rank, (2, folder), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
-        results = torch.load(Path(folder) / "results.pt", weights_only=True)
+def test_two_ranks_compute_the_loss_and_gradients_of_one_process(ranks: RankServer, tmp_path: Path) -> None:
+    assert ranks.results(2, run_rank, str(tmp_path / "results.pt")) == [4, 4]
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
     parameters = student()
     loss = local_loss(*parameters)
     loss.backward()

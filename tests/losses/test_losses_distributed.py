@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from clip_med.distributed import process_group, rank, world_size
 from clip_med.losses.config import GroupPositivesConfig, InfoNCEConfig, LossConfig, SigmoidConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss
 from tests.losses.test_tiled_losses import LargestTensor
+from tests.rank_server import RankServer
 
 BATCH = 8
 PLAIN: list[LossConfig] = [InfoNCEConfig(), SigmoidConfig()]
@@ -73,42 +73,44 @@ def gradients(module: Pair) -> dict[str, Tensor]:
     return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
-def run_rank(rank: int, size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size)
+def run_rank(file: str) -> None:
+    """Every case, on this rank's part of the batch; the last rank writes what it found."""
     results = {}
-    for name, (config, multi_positive) in CASES.items():
-        module = Pair(config)
-        wrapped = DistributedDataParallel(module, find_unused_parameters=True)
-        images, texts, ids = inputs(multi_positive)
-        own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
-        loss = wrapped(images[own], texts[own], None if ids is None else ids[own])
-        loss.backward()
-        mean = loss.detach().clone()
-        dist.all_reduce(mean)
-        results[name] = (mean / size, gradients(module))
-    for config, multi_positive in CASES.values():
-        compare_with_plain(config, multi_positive, rank, size)
-    measure_ring(rank, size)
-    if rank == size - 1:
-        torch.save(results, f"{folder}/results.pt")
-    # A rank that leaves while another still talks to it makes gloo abort that one.
-    dist.barrier()
-    dist.destroy_process_group()
-    # Without the interpreter's teardown, in which gloo's threads were once caught alive ("terminate called").
-    os._exit(0)
+    with process_group("cpu"):
+        for name, (config, multi_positive) in CASES.items():
+            module = Pair(config)
+            wrapped = DistributedDataParallel(module, find_unused_parameters=True)
+            images, texts, ids = inputs(multi_positive)
+            own = own_part()
+            loss = wrapped(images[own], texts[own], None if ids is None else ids[own])
+            loss.backward()
+            mean = loss.detach().clone()
+            dist.all_reduce(mean)
+            results[name] = (mean / world_size(), gradients(module))
+        for config, multi_positive in CASES.values():
+            compare_with_plain(config, multi_positive)
+        measure_ring()
+        if rank() == world_size() - 1:
+            torch.save(results, file)
+        # A rank that leaves while another still talks to it makes gloo abort that one.
+        dist.barrier()
+    print(json.dumps(len(results)))
 
 
-def compare_with_plain(config: LossConfig, multi_positive: bool, rank: int, size: int) -> None:
+def own_part() -> slice:
+    return slice(rank() * BATCH // world_size(), (rank() + 1) * BATCH // world_size())
+
+
+def compare_with_plain(config: LossConfig, multi_positive: bool) -> None:
     """Cached features as leaves, and a caller who weighs ranks: each rank's value and features' gradients are equal."""
     images, texts, ids = inputs(multi_positive)
-    own = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
+    own = own_part()
     found: list[list[Tensor]] = []
     for each in (plain(config), config):
         v, t = (nn.functional.normalize(x, dim=-1)[own].clone().requires_grad_() for x in (images, texts))
         s, b = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (2.3, -2.0))
         loss = build_loss(each)(v, t, s, b, None if ids is None else ids[own])
-        (loss * (rank + 1)).backward()
+        (loss * (rank() + 1)).backward()
         assert v.grad is not None
         assert t.grad is not None
         assert s.grad is not None
@@ -118,9 +120,9 @@ def compare_with_plain(config: LossConfig, multi_positive: bool, rank: int, size
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-12)
 
 
-def measure_ring(rank: int, size: int) -> None:
+def measure_ring() -> None:
     """Round the ring no rank makes a tensor that grows with the number of ranks, but for one number per row."""
-    generator = torch.Generator().manual_seed(rank)
+    generator = torch.Generator().manual_seed(rank())
     for dtype in (torch.float64, torch.bfloat16):
         v, t = (torch.randn(12, 16, generator=generator).to(dtype).requires_grad_() for _ in range(2))
         for config in (InfoNCEConfig(tile=4, exchange="ring"), SigmoidConfig(tile=4, exchange="ring")):
@@ -129,14 +131,13 @@ def measure_ring(rank: int, size: int) -> None:
             assert seen.elements == 12 * 16
         with LargestTensor() as seen:
             build_loss(InfoNCEConfig(tile=4))(v, t, torch.tensor(1.0), None, None).backward()
-        assert seen.elements == size * 12 * 16
+        assert seen.elements == world_size() * 12 * 16
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_ranks_compute_the_loss_and_gradients_of_one_process(size: int) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(run_rank, (size, folder), nprocs=size)  # pyright: ignore[reportPrivateImportUsage]
-        results = torch.load(Path(folder) / "results.pt", weights_only=True)
+def test_ranks_compute_the_loss_and_gradients_of_one_process(ranks: RankServer, tmp_path: Path, size: int) -> None:
+    assert ranks.results(size, run_rank, str(tmp_path / "results.pt")) == [len(CASES)] * size
+    results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert set(results) == set(CASES)
     assert len(CASES) == 22
     for name, (config, multi_positive) in CASES.items():

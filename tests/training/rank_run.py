@@ -1,12 +1,10 @@
-"""Program for test_ranks.py: one rank of a tiny run; its place comes from the environment, as under torchrun.
-
-python -m tests.training.rank_run SHARDS RUN [SETTINGS]
-"""
+"""What each rank of test_ranks.py does: a tiny run that keeps an average, and an evaluator that looks at it."""
 
 from __future__ import annotations
 
+import json
 import os
-import sys
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from clip_med.models.config import LoRAConfig
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import EmaConfig, FSDPConfig
+from clip_med.training.trainer import StepReport
 from tests.tiny_run import tiny_config
 from zero_shot.result import Result
 
@@ -43,24 +42,15 @@ def first_feature(encoder: DualEncoder) -> list[Result]:
     return [Result(name="feature", value=value, low=-1.0, high=1.0, n=1, unit="cosine")]
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    stop_at = int(os.environ.get("STOP_AT", "0"))
+def train(shards: str, run: str, settings: str, stop_at: int) -> None:
+    """Train to the end, or until after step `stop_at` unless it is 0; prints what the summary says."""
 
-    def on_step(report: object) -> None:
+    def on_step(report: StepReport) -> None:
         # Only rank 0 reports, and only it is told to stop: the others must stop at the same step.
-        if stop_at and getattr(report, "step", 0) == stop_at:
-            os.kill(os.getpid(), 15)
+        if report.step == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    summary = pretrain(
-        run_config(Path(sys.argv[1]), sys.argv[3]),
-        Path(sys.argv[2]),
-        device="cpu",
-        on_step=on_step,
-        evaluators=[first_feature],
-    )
-    print(summary.step, summary.finished, summary.stopped_by)
+    config = run_config(Path(shards), settings)
+    summary = pretrain(config, Path(run), device="cpu", on_step=on_step, evaluators=[first_feature])
     assert not dist.is_initialized()
-    sys.stdout.flush()
-    # gloo's threads can outlive the interpreter's teardown.
-    os._exit(0)
+    print(json.dumps([summary.step, summary.finished, summary.stopped_by]))

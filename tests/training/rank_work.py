@@ -1,4 +1,4 @@
-"""What ranks do for tests: one call each in a forked process, see `rank_server`. Returns the exit code."""
+"""What ranks do for tests: one call each in a forked process, see `tests/rank_server.py`. Returns the exit code."""
 
 from __future__ import annotations
 

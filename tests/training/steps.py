@@ -22,6 +22,9 @@ from clip_med.training.step import TrainStep
 from tests.tiny_run import TINY
 
 BATCH = 8
+# The last of 512 words: CLIP's 49408 would be nearly all of the model, and of the time of a step.
+END_OF_TEXT = 511
+TEXT_WIDTH = 32
 LOSSES: dict[str, tuple[LossConfig, bool]] = {
     "info_nce": (InfoNCEConfig(), False),
     "multi_positive": (InfoNCEConfig(), True),
@@ -34,6 +37,7 @@ def tiny_encoder(*, bias: bool = True, dropout: bool = False, dtype: torch.dtype
     torch.manual_seed(0)
     cfg: dict[str, Any] = copy.deepcopy(TINY.model_cfg())
     cfg["vision_cfg"]["layers"] = cfg["text_cfg"]["layers"] = 2
+    cfg["text_cfg"] |= {"width": TEXT_WIDTH, "vocab_size": END_OF_TEXT + 1}
     if dropout:
         cfg["vision_cfg"]["patch_dropout"] = 0.5
     if bias:
@@ -52,7 +56,7 @@ def batch(*, multi_positive: bool = False, own: slice = slice(None), step: int =
     generator = torch.Generator().manual_seed(100 + step)
     images = torch.randint(0, 255, (BATCH, 3, 32, 32), generator=generator, dtype=torch.uint8)
     tokens = torch.randint(1, 400, (BATCH, 24), generator=generator)
-    tokens[:, 9] = 49407  # end of text
+    tokens[:, 9] = END_OF_TEXT
     ids = torch.tensor([[0], [1], [2], [3], [0], [5], [2], [0]]) if multi_positive else torch.arange(BATCH)[:, None]
     names = tuple(f"k{i}" for i in range(BATCH))
     return Batch(

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 from tests.models.tiny_bert import write_bert
+from tests.rank_server import RankServer
+from tests.training import rank_work
 from tests.training.knowledge_terms import KINDS, step_gradients
-from tests.training.rank_server import RankServer
 
 TOWERS = ("visual.conv1.weight", "text_projection")
 
@@ -27,7 +28,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_ranks(bert: Path, ranks: RankServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Captions and labels that belong together, and images that take part, lie unequally on the ranks."""
     out = tmp_path_factory.mktemp("two")
-    assert ranks.results(2, "knowledge_steps", str(bert), str(out)) == [len(KINDS)] * 2
+    assert ranks.results(2, rank_work.knowledge_steps, str(bert), str(out)) == [len(KINDS)] * 2
     return out
 
 

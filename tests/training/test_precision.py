@@ -10,7 +10,7 @@ from clip_med.models.config import ResNetModel
 from clip_med.models.folder import build_model
 from clip_med.training.config import OptimConfig, TrainConfig
 from clip_med.training.parallel import Towers
-from tests.training.steps import batch, tiny_encoder, tiny_step
+from tests.training.steps import BATCH, TEXT_WIDTH, batch, tiny_encoder, tiny_step
 
 PURE = TrainConfig(samples=8, batch_size=8, precision="pure_bf16")
 
@@ -65,5 +65,5 @@ def test_cached_text_features_fit_bf16_heads() -> None:
     encoder = tiny_encoder(dtype=torch.float32)
     towers = Towers(encoder, PURE)
     towers.begin()
-    _, text = towers(batch().images, None, torch.randn(8, 32))
+    _, text = towers(batch().images, None, torch.randn(BATCH, TEXT_WIDTH))
     assert text.norm(dim=1).tolist() == pytest.approx([1.0] * 8, abs=1e-5)

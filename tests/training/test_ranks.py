@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,30 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-
-def two_ranks(shards: Path, run: Path, settings: str, stop_at: int = 0) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.rank_run", str(shards), str(run), settings],
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "STOP_AT": str(stop_at)}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=200) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], outputs
-    return [out.strip().splitlines()[-1] for out, _ in outputs]
+from clip_med.models.folder import build_model
+from clip_med.pretrain import pretrain
+from tests.rank_server import RankServer
+from tests.tiny_run import tiny_config
+from tests.training import rank_run
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -52,16 +29,16 @@ def evaluated(run: Path) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", ["ddp", "fsdp", "fsdp lora"])
-def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(shards: Path, tmp_path: Path, settings: str) -> None:
+def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(
+    ranks: RankServer, shards: Path, tmp_path: Path, settings: str
+) -> None:
     """The ranks encode two pairs at a time (without adapters) and keep an average, which is what the evaluator sees."""
-    from clip_med.pretrain import pretrain
-    from tests.training.rank_run import first_feature, run_config
-
-    config = run_config(shards, settings)
+    config = rank_run.run_config(shards, settings)
     one_at_once = replace(config, train=replace(config.train, micro_batch=None))
-    pretrain(one_at_once, tmp_path / "one", evaluators=[first_feature])
-    assert two_ranks(shards, tmp_path / "two", settings, stop_at=5) == ["6 False SIGTERM"] * 2
-    assert two_ranks(shards, tmp_path / "two", settings) == ["12 True None"] * 2
+    pretrain(one_at_once, tmp_path / "one", evaluators=[rank_run.first_feature])
+    for stop_at, ended in ((5, [6, False, "SIGTERM"]), (0, [12, True, None])):
+        said = ranks.results(2, rank_run.train, str(shards), str(tmp_path / "two"), settings, stop_at)
+        assert said == [ended] * 2
     assert evaluated(tmp_path / "two") == pytest.approx(evaluated(tmp_path / "one"), abs=1e-4)
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     # Sums over the batch come in another order; Adam divides by small numbers, so rounding grows over twelve steps.
@@ -72,8 +49,5 @@ def test_two_ranks_train_the_model_of_one_and_stop_at_one_step(shards: Path, tmp
 
 
 def weights_at_start(shards: Path, tmp_path: Path) -> dict[str, torch.Tensor]:
-    from clip_med.models.folder import build_model
-    from tests.tiny_run import tiny_config
-
     torch.manual_seed(0)
     return build_model(tiny_config(shards).model).clip.state_dict()

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clip_med.config import dump_yaml
+from clip_med.config import dump_yaml, load_config
 from clip_med.data.batch import Batch
 from clip_med.models.config import FolderModel, HFTower, LoRAConfig, OpenClipModel, TimmTower, TwoTowerModel
 from clip_med.models.folder import build_model, load_folder, save_folder
-from clip_med.pretrain import pretrain
+from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.teacher import DistillConfig, Teacher
 from tests.models.tiny_bert import write_bert
+from tests.rank_server import RankServer
 from tests.tiny_run import TINY, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,7 +91,7 @@ def test_a_student_learns_the_teachers_similarities(shards: Path, teacher: Path,
 
 @pytest.mark.slow
 def test_two_ranks_with_adapters_and_a_teacher_train_the_model_of_one(
-    shards: Path, teacher: Path, tmp_path: Path
+    ranks: RankServer, shards: Path, teacher: Path, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(
         tiny_config(shards, samples=48, lock_image="trunk", lock_text="trunk"),
@@ -104,7 +100,7 @@ def test_two_ranks_with_adapters_and_a_teacher_train_the_model_of_one(
     )
     (tmp_path / "c.yaml").write_text(dump_yaml(config))
     pretrain(config, tmp_path / "one", device="cpu")
-    run_two(tmp_path / "c.yaml", tmp_path / "two")
+    assert ranks.results(2, train_by_file, str(tmp_path / "c.yaml"), str(tmp_path / "two")) == [6, 6]
     one, two = trained(tmp_path / "one"), trained(tmp_path / "two")
     assert one.keys() == two.keys()
     assert sum(".lora_" in name for name in one) == 8
@@ -113,33 +109,10 @@ def test_two_ranks_with_adapters_and_a_teacher_train_the_model_of_one(
     assert max(float(value.abs().max()) for name, value in one.items() if name.endswith("lora_b")) > 2e-3
 
 
+def train_by_file(config: str, run: str) -> None:
+    """What a rank does; prints the step reached."""
+    print(json.dumps(pretrain(load_config(PretrainConfig, config), Path(run), device="cpu").step))
+
+
 def trained(run: Path) -> dict[str, Tensor]:
     return load_file(run / json.loads((run / "latest.json").read_text())["checkpoint"] / "model/lora.safetensors")
-
-
-def run_two(config: Path, run: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common: dict[str, Any] = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "clip_med", "pretrain", str(config), "--run", str(run), "--device", "cpu"],
-            env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=200) for process in ranks]
-    finally:
-        for process in ranks:
-            process.kill()
-    assert [process.returncode for process in ranks] == [0, 0], outputs

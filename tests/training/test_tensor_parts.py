@@ -11,17 +11,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clip_med.training.tensor_parts import read_parts, stored_tensors, take_part
-from tests.training.rank_server import RankServer
+from tests.rank_server import RankServer
+from tests.training import rank_work
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sharded", [False, True], ids=["replicated", "sharded"])
 @pytest.mark.parametrize("written_by", [1, 2, 4])
 def test_parts_fit_any_number_of_ranks(ranks: RankServer, tmp_path: Path, written_by: int, sharded: bool) -> None:
-    files = ranks.results(written_by, "write_part", str(tmp_path / "parts"), sharded)
+    files = ranks.results(written_by, rank_work.write_part, str(tmp_path / "parts"), sharded)
     assert all(len(own) == 1 for own in files)  # every rank writes a share, of replicated tensors too
     for read_by, into_sharded in ((1, False), (2, True), (4, True), (2, False)):
-        assert ranks.results(read_by, "read_part", str(tmp_path / "parts"), into_sharded) == [5] * read_by
+        assert ranks.results(read_by, rank_work.read_part, str(tmp_path / "parts"), into_sharded) == [5] * read_by
 
 
 def parts(folder: Path) -> dict[str, torch.Tensor]:

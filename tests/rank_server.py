@@ -1,11 +1,14 @@
 """Ranks of process groups as forked children of one warm process: importing torch takes seconds, a fork does not.
 
-`RankServer` is the client's side; the program, `python -m tests.training.rank_server`, reads one JSON request a line:
-fork so many ranks, each calls a function of `tests.training.rank_work`, and answer how each ended and what it printed.
+`RankServer` is the client's side; the program, `python -m tests.rank_server`, reads one JSON request a line: fork so
+many ranks, each calls a function, and answer how each ended and what it printed.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import inspect
 import json
 import os
 import signal
@@ -15,9 +18,12 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,7 @@ class RankServer:
 
     def __enter__(self) -> RankServer:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.rank_server"],
+            [sys.executable, "-m", "tests.rank_server"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -48,18 +54,26 @@ class RankServer:
         self._process.wait(timeout=60)
         self._process.stdout.close()
 
-    def run(self, world: int, work: str, *arguments: Any, seconds: float = 120.0) -> list[Ended]:
-        """Call `rank_work.WORK(*arguments)` in `world` ranks; what still runs after `seconds` is killed."""
+    def run(self, world: int, work: Callable[..., int | None], *arguments: Any, seconds: float = 120.0) -> list[Ended]:
+        """Call `work(*arguments)` in `world` ranks; what still runs after `seconds` is killed.
+
+        Args:
+            work: a function of a module below `tests/`; returns the rank's exit code.
+            arguments: what JSON can carry.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        request = {"world": world, "work": work, "arguments": arguments, "seconds": seconds}
+        # pytest imports test modules under their last name alone.
+        module = Path(inspect.getfile(work)).relative_to(ROOT).with_suffix("")
+        name = [".".join(module.parts), work.__name__]
+        request = {"world": world, "work": name, "arguments": arguments, "seconds": seconds}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         assert answer, "the rank server died"
         return [Ended(**rank) for rank in json.loads(answer)]
 
-    def results(self, world: int, work: str, *arguments: Any) -> list[Any]:
+    def results(self, world: int, work: Callable[..., int | None], *arguments: Any) -> list[Any]:
         """The same for work that ends well: what each rank printed last, as JSON."""
         ranks = self.run(world, work, *arguments)
         assert [rank.code for rank in ranks] == [0] * world, "\n".join(rank.output[-3000:] for rank in ranks)
@@ -78,9 +92,8 @@ def _fork(rank: int, world: int, port: int, request: dict[str, Any], output: Pat
         sys.stdin.close()
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        from tests.training import rank_work
-
-        code = getattr(rank_work, request["work"])(*request["arguments"]) or 0
+        module, name = request["work"]
+        code = getattr(importlib.import_module(module), name)(*request["arguments"]) or 0
     except BaseException:  # noqa: BLE001 - the child must end here, whatever it was
         traceback.print_exc()
     sys.stdout.flush()
@@ -125,6 +138,9 @@ def main() -> None:
     from tests.training import rank_work
 
     rank_work.warm_up()
+    # What is there now stays: a child that looked through it for garbage would copy every page of it.
+    gc.collect()
+    gc.freeze()
     with tempfile.TemporaryDirectory() as folder:
         for line in sys.stdin:
             print(json.dumps(_answer(json.loads(line), Path(folder))), flush=True)
