@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +13,8 @@ from numpy.typing import NDArray
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import image_features, text_features
+from clip_med.models.feature_cache import cached_image_features, image_tower_digest
+from clip_med.models.features import text_features
 from zero_shot.conditions import Labelled, labelled, selected
 from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, RetrievalTask
 from zero_shot.findings import finding_scores, finding_targets
@@ -28,6 +31,7 @@ from zero_shot.retrieve import caption_rows, query_scores
 from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
 
 Progress = Callable[[str, int, int], None]
+Encode = Callable[..., NDArray[np.float32]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,12 +91,14 @@ def choose_for_tasks(
     validation: Mapping[str, Labelled],
     config: EvalConfig,
     *,
+    cache: Path | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, PromptChoice]:
-    """The prompts that suit this model best, by task."""
+    """The prompts that suit this model best, by task; `cache`: folder of image features."""
     chosen: dict[str, PromptChoice] = {}
+    encode = task_encoder(encoder, config, cache)
     for name, images in validation.items():
-        features = _features(encoder, images, config, f"{name} (validation)", on_progress)
+        features = _features(encode, images, f"{name} (validation)", on_progress)
         chosen[name] = choose_prompts(encoder, images, features, precision=config.precision)
     return chosen
 
@@ -103,16 +109,19 @@ def score_tasks(
     config: EvalConfig,
     *,
     chosen: Mapping[str, PromptChoice] | None = None,
+    cache: Path | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Scores]:
     """Scores by task: for each class or finding, and of a retrieval the average precision of each query.
 
     Args:
         chosen: prompts by task; tasks without, such as those of findings, take those of the configuration.
+        cache: folder of image features; None keeps none.
     """
     found: dict[str, Scores] = {}
+    encode = task_encoder(encoder, config, cache)
     for name, own in images.items():
-        features = _features(encoder, own, config, name, on_progress)
+        features = _features(encode, own, name, on_progress)
         match own:
             case Labelled():
                 choice = (chosen or {}).get(name)
@@ -158,22 +167,34 @@ def _retrieve(
     )
 
 
-def _features(
-    encoder: DualEncoder, images: TaskImages, config: EvalConfig, name: str, on_progress: Progress | None
-) -> NDArray[np.float32]:
+def task_encoder(encoder: DualEncoder, config: EvalConfig, cache: Path | None) -> Encode:
+    """`cached_image_features` of a model as an evaluation wants it: called with shards, indices and `on_progress`."""
+    return partial(
+        cached_image_features,
+        encoder,
+        cache=cache,
+        model_digest=None if cache is None else image_tower_digest(encoder),
+        batch_size=config.batch_size,
+        workers=config.workers,
+        precision=config.precision,
+    )
+
+
+def _features(encode: Encode, images: TaskImages, name: str, on_progress: Progress | None) -> NDArray[np.float32]:
     def step(done: int, total: int) -> None:
         if on_progress is not None:
             on_progress(name, done, total)
 
-    return image_features(
-        encoder,
-        images.shards,
-        images.indices,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        precision=config.precision,
-        on_progress=step,
-    )
+    return encode(images.shards, images.indices, on_progress=step)
 
 
-__all__ = ["TaskImages", "TaskSamples", "choose_for_tasks", "evaluated_sets", "score_tasks", "validation_sets"]
+__all__ = [
+    "Encode",
+    "TaskImages",
+    "TaskSamples",
+    "choose_for_tasks",
+    "evaluated_sets",
+    "score_tasks",
+    "task_encoder",
+    "validation_sets",
+]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +14,6 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.feature_cache import cached_image_features, image_tower_digest
 from clip_med.models.features import text_features
 from zero_shot.calibration import softmax
 from zero_shot.classify import classification_results, sensitivity_name
@@ -29,6 +27,7 @@ from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
 from zero_shot.scores import ItemScores
+from zero_shot.scoring import Encode, task_encoder
 from zero_shot.shown import Found, Scored, ScoredFindings, Search
 
 _EXAMPLES: Final = 8
@@ -41,7 +40,6 @@ _FOUND: Final = 5
 _CHUNK: Final = 256
 
 Progress = Callable[[str, int, int], None]
-_Encode = Callable[..., NDArray[np.float32]]
 
 
 class _ShardImages:
@@ -54,7 +52,7 @@ class _ShardImages:
         self._features: list[NDArray[np.float32]] = []
 
     def features(
-        self, encode: _Encode, indices: Sequence[int], on_progress: Callable[[int, int], None]
+        self, encode: Encode, indices: Sequence[int], on_progress: Callable[[int, int], None]
     ) -> NDArray[np.float32]:
         """Unit rows for the samples `indices`; those that no task before has asked for are read or encoded."""
         new = [index for index in indices if index not in self._row]
@@ -99,15 +97,7 @@ def evaluate(
     """
     opened: dict[str, _ShardImages] = {}
     prepared = [_prepare(task, opened) for task in config.tasks]
-    encode = partial(
-        cached_image_features,
-        encoder,
-        cache=cache,
-        model_digest=None if cache is None else image_tower_digest(encoder),
-        batch_size=config.batch_size,
-        workers=config.workers,
-        precision=config.precision,
-    )
+    encode = task_encoder(encoder, config, cache)
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
     queries: dict[str, ItemScores] = {}

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.evaluate import add_cache, chosen_cache
 from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--level", type=float, default=0.05, help="of the tests, after Holm's correction (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of intervals and tests (%(default)s)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="write JSON, HTML, figures and scores (a new folder)")
+    add_cache(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -136,11 +138,12 @@ def _scored(
                 display.on_item(f"{name}: {task}", done, total)
 
             read[name] = {}
+            cache = chosen_cache(arguments, paths[name])
             for config, choosing, images in zip(configs, validation, tested, strict=True):
-                own = choose_for_tasks(encoder, choosing, config, on_progress=step)
+                own = choose_for_tasks(encoder, choosing, config, cache=cache, on_progress=step)
                 if own:
                     choices.setdefault(name, {}).update(own)
-                read[name] |= score_tasks(encoder, images, config, chosen=own, on_progress=step)
+                read[name] |= score_tasks(encoder, images, config, chosen=own, cache=cache, on_progress=step)
     return {name: read[name] for name in paths}, choices
 
 

@@ -34,9 +34,7 @@ def add_parser(commands: Any) -> None:
         help="write keys, patients, labels and scores of every image, and of retrieval how every query fared, as "
         "TASK.scores.npz: from these every figure can be computed again, and clip-med compare reads them",
     )
-    kept = parser.add_mutually_exclusive_group()
-    kept.add_argument("--cache", metavar="DIR", type=Path, help="keep image features here (default: RUN/features)")
-    kept.add_argument("--no-cache", action="store_true", help="keep image features in memory only")
+    add_cache(parser)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--markdown", action="store_true", help="print the tables as Markdown")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
@@ -55,7 +53,7 @@ def _eval(arguments: argparse.Namespace) -> int:
         device=arguments.device,
         report=arguments.report,
         images=not arguments.no_images,
-        cache=None if arguments.no_cache else arguments.cache or _own_cache(arguments.model),
+        cache=chosen_cache(arguments, arguments.model),
     )
     from clip_med.distributed import place
     from zero_shot import table
@@ -148,9 +146,18 @@ def _is_run(model: Path) -> bool:
     return (model / "latest.json").is_file()
 
 
-def _own_cache(model: Path) -> Path | None:
-    """The folder of image features of a run; a model folder has none."""
-    return model / "features" if _is_run(model) else None
+def add_cache(parser: argparse.ArgumentParser) -> None:
+    """Add `--cache` and `--no-cache`, for image features."""
+    kept = parser.add_mutually_exclusive_group()
+    kept.add_argument("--cache", metavar="DIR", type=Path, help="keep image features here (default: RUN/features)")
+    kept.add_argument("--no-cache", action="store_true", help="keep image features in memory only")
 
 
-__all__ = ["add_parser", "evaluate_folder"]
+def chosen_cache(arguments: argparse.Namespace, model: Path) -> Path | None:
+    """The folder of image features of a model: the one asked for, a run's own, or none."""
+    if arguments.no_cache:
+        return None
+    return arguments.cache or (model / "features" if _is_run(model) else None)
+
+
+__all__ = ["add_cache", "add_parser", "chosen_cache", "evaluate_folder"]

@@ -14,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from clip_med.cli import main
+from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model, save_folder
 from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
@@ -108,6 +109,22 @@ def test_models_then_their_scores_with_those_of_a_probe(
         assert "| task | images | one | two |" in capsys.readouterr().out
     for name in ("comparison.html", "ranks.top-1.svg", "comparison.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_kept_features_serve_another_comparison(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("an image is encoded again")
+
+    data = ["--data", str(folder / "small.yaml"), "--cache", str(tmp_path / "features"), "--metric", "top-1"]
+    assert compare(folder, *data) == 0
+    first = capsys.readouterr().out
+    # One of each model: both tasks ask for the same images.
+    assert len(list((tmp_path / "features").iterdir())) == 2
+    monkeypatch.setattr(DualEncoder, "encode_image", refuse)
+    assert compare(folder, *data) == 0
+    assert capsys.readouterr().out == first
 
 
 def test_findings_are_compared_by_macro_auroc_alone(
