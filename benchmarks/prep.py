@@ -51,7 +51,7 @@ def main() -> None:
         folder = Path(name)
         write_slices(folder / "ct", images)
         write_table(folder / "table", images)
-        ct = DicomSource(folder / "ct", DicomConfig())
+        ct = DicomSource(folder / "ct", DicomConfig(burned_in="ignore"))
         table = TableSource(folder / "table/table.csv", folder / "table", TableConfig())
         write_table(folder / "many", 10 * images)
         many = TableSource(folder / "many/table.csv", folder / "many", TableConfig())

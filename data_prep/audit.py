@@ -93,7 +93,7 @@ def audit_dicom(
                 on_progress(count, files)
         if not count:
             raise ValueError(f"{root}: holds no DICOM image that an identifier could be planted in")
-        source = DicomSource(folder / "planted", DicomConfig(split="audit"))
+        source = DicomSource(folder / "planted", DicomConfig(split="audit", burned_in="ignore"))
         report = source_to_shards(source, folder / "shards", secret_file=folder / "key")
         (folder / "shards/rejected.jsonl").unlink()  # names files of the source, for whoever made the shards
         written, _ = deidentify_tree(folder / "planted", folder / "files", _SECRET)

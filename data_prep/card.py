@@ -9,6 +9,7 @@ from typing import Final
 
 from clip_med.data.counts import percentiles
 from clip_med.data.shard_index import write_atomically
+from data_prep.burned_in import NOT_LOOKED
 from data_prep.card_facts import Facts, Part, gather
 from data_prep.card_pages import Section, as_html, as_markdown
 
@@ -96,6 +97,8 @@ def caveats(facts: Facts) -> list[str]:
         found.append(f"{_named(unlicensed)}: the licence is not stated.")
     if unscrubbed:
         found.append(f"{_named(unscrubbed)}: captions were not scrubbed, as far as the set says.")
+    if unseen := [name for name in datasets if said[name].get("pixels", NOT_LOOKED) == NOT_LOOKED]:
+        found.append(f"{_named(unseen)}: pixels were not looked at for text, as far as the set says.")
     return found
 
 
@@ -112,8 +115,9 @@ def _use(facts: Facts) -> tuple[str, ...]:
     return (
         "For research. Neither these data nor a model trained on them is a medical device.",
         origin,
-        "Text in pixels was not looked for. Scrubbing by rules misses some of what identifies people: this card does "
-        "not say that the data are anonymous. It shows captions and images of the set: it is as confidential as they.",
+        "Rules miss some of what identifies people in captions, and the search for text in pixels misses some text: "
+        "this card does not say that the data are anonymous. It shows captions and images of the set: it is as "
+        "confidential as they.",
     )
 
 
@@ -158,13 +162,10 @@ def _sources(parts: Sequence[Part]) -> Table:
     table, said = _by_split("dataset", parts), {}
     for part in parts:
         said |= part.sources
-    header = [*table[0], "licence", "captions"]
+    header = [*table[0], "licence", "captions", "pixels"]
     return [
         header,
-        *(
-            [*row, *(said.get(row[0], {}).get(name, "not stated") for name in ("licence", "captions"))]
-            for row in table[1:]
-        ),
+        *([*row, *(said.get(row[0], {}).get(name, "not stated") for name in header[-3:])] for row in table[1:]),
     ]
 
 

@@ -22,7 +22,7 @@ from pydicom.sequence import Sequence
 from pydicom.uid import UID
 
 from clip_med.data.sample import keyed_hash
-from data_prep.dicom_fields import capped_age
+from data_prep.dicom_fields import capped_age, says_burned_in
 from data_prep.dicom_pixels import DAMAGED, read_dicom
 from data_prep.files import inside, walk_files
 from data_prep.record import RejectedImageError, Rejection
@@ -62,7 +62,7 @@ def deidentify(dataset: FileDataset, secret: bytes, *, burned_in: bool = False) 
     Raises:
         RejectedImageError: it says so, or a name or number of the header is still there afterwards.
     """
-    if str(dataset.get("BurnedInAnnotation", "")).upper() == "YES" and not burned_in:
+    if says_burned_in(dataset) and not burned_in:
         raise RejectedImageError("burned-in text", "BurnedInAnnotation is YES")
     seeds = [word for seed in header_seeds(dataset) for word in seed_words(seed) if len(word) >= 4]
     patient = keyed_hash(secret, "group", str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or ""))

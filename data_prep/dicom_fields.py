@@ -20,6 +20,7 @@ TAGS: Final = (
     *("AccessionNumber", "Modality", "BodyPartExamined", "ViewPosition", "Laterality", "ImageLaterality"),
     *("PatientSex", "PatientAge", "PixelSpacing", "ImagerPixelSpacing", "NumberOfFrames", "PresentationIntentType"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"),
+    "BurnedInAnnotation",
 )
 # PS3.3 C.7.3.1.1.1.
 MODALITIES: Final[Mapping[str, str]] = {
@@ -165,6 +166,11 @@ def _code(dataset: Dataset, name: str) -> str:
     return value.strip().upper() if isinstance(value, str) else ""
 
 
+def says_burned_in(dataset: Dataset) -> bool:
+    """Whether BurnedInAnnotation is YES; NO is only the word of whoever wrote the file."""
+    return _code(dataset, "BurnedInAnnotation") == "YES"
+
+
 def capped_age(dataset: Dataset) -> str:
     """PatientAge as DICOM writes it, 090Y for everybody over 89; empty if it is none."""
     years = _years(text := _code(dataset, "PatientAge"))
@@ -196,4 +202,5 @@ __all__ = [
     "capped_age",
     "coded_fields",
     "metadata_caption",
+    "says_burned_in",
 ]

@@ -13,11 +13,12 @@ import simplejpeg
 from pydicom.dataset import Dataset
 
 from clip_med.config import PositiveInt, config
-from data_prep.dicom_fields import TAGS, coded_fields, metadata_caption
+from data_prep.burned_in import SAID
+from data_prep.dicom_fields import TAGS, coded_fields, metadata_caption, says_burned_in
 from data_prep.dicom_pixels import DAMAGED, PixelRules, check_picture, displayed_frame, read_dicom
 from data_prep.files import digest_of_listing, inside, walk_files
 from data_prep.pixels import encode_png, scaled_down
-from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task
+from data_prep.record import BurnedIn, Record, RejectedImageError, Rejection, ShardSettings, Task
 
 # A deflated file of 2 MB can hold 2 GB.
 _MOST_INFLATED: Final = 1 << 30
@@ -28,6 +29,8 @@ _DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 class DicomConfig(ShardSettings):
     """How a folder of DICOM files becomes shards."""
 
+    burned_in: BurnedIn = "quarantine"
+    """As for all sources, but these are patients' files: nothing is let through without a look."""
     pixels: PixelRules = field(default_factory=PixelRules)
     frames: Literal["first", "middle", "all"] = "middle"
     """Of an image with several frames."""
@@ -108,6 +111,7 @@ class DicomSource:
         identity = str(header.get("SOPInstanceUID") or relative)
         study = str(header.get("StudyInstanceUID") or "")
         window = self.settings.pixels.window
+        where = {"frame": frame, SAID: 1} if says_burned_in(header) else {"frame": frame}
         named = window if window != "file" and fields.modality == "CT" else ""
         return Record(
             row=row,
@@ -121,7 +125,7 @@ class DicomSource:
             view=fields.view,
             study=study,
             spacing_mm=self._spacing(fields.spacing_mm, int(header.Rows), int(header.Columns)),
-            where={"frame": frame},
+            where=where,
         )
 
     def _spacing(self, spacing: tuple[float, float] | None, rows: int, columns: int) -> tuple[float, ...] | None:

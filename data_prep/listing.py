@@ -17,6 +17,7 @@ from data_prep.record import Plan, Source
 from data_prep.secret_file import read_secret
 from data_prep.splits import SplitPlan, plan_splits
 from data_prep.stored_plan import StoredPlan
+from data_prep.text_finder import check_text_finder
 
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
 VERSION: Final = 2
@@ -39,9 +40,12 @@ def listed(source: Source, out: Path, secret_file: Path | None) -> Iterator[List
         secret_file: see `secret_place`.
 
     Raises:
-        ValueError: settings that do not fit; a patient or case that the source puts into several splits.
+        ValueError: settings that do not fit; text is to be found without the extra `ocr`; a patient or case
+            that the source puts into several splits.
         OSError: the source cannot be read.
     """
+    if source.settings.burned_in != "ignore":
+        check_text_finder()
     templates = _templates(source)
     # Digest first: a source that does not exist must not leave a secret behind.
     digest = source.digest()

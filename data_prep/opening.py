@@ -17,6 +17,7 @@ from typing import Final, Protocol
 from clip_med.data.images import ImageError
 from clip_med.data.sample import Sample
 from clip_med.data.signals import ignore_signals, signals_held_back
+from data_prep.burned_in import BLACKENED, open_checked
 from data_prep.record import RejectedImageError, Rejection, Source, Task
 
 # Tasks that travel to a process together, and how many such parcels wait per process: memory stays bounded.
@@ -91,10 +92,11 @@ class Opener:
 def open_task(source: Source, task: Task) -> Sample | Rejection:
     """Read, check and clean one image, or all of a study; a bad one costs the study and is named."""
     opened: list[tuple[str, bytes]] = []
+    blackened = 0
     for path in (task.path, *task.more_paths):
         one = replace(task, path=path)
         try:
-            image, suffix = source.open_image(one)
+            image, suffix, places = open_checked(source, one)
         except RejectedImageError as error:
             return one.rejected(error.reason, error.detail)
         except ImageError as error:
@@ -102,8 +104,9 @@ def open_task(source: Source, task: Task) -> Sample | Rejection:
         except OSError as error:
             return one.rejected("unreadable file", error.strerror or type(error).__name__)
         opened.append((suffix, image))
+        blackened += places
     (suffix, image), *more = opened
-    return task.sample(image, suffix, tuple(more))
+    return task.sample(image, suffix, tuple(more), found={BLACKENED: str(blackened)} if blackened else None)
 
 
 def _open_parcel(source: Source, parcel: list[Task]) -> list[Sample | Rejection]:

@@ -10,6 +10,7 @@ from typing import Final
 
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
+from data_prep.burned_in import blackened
 from data_prep.record import Rejection, Task
 from data_prep.rejections import read_rejections
 
@@ -71,7 +72,7 @@ class _Part:
             shards, number = self._places[task.key]
             written = shards.read(number)
             (suffix, image), *more = written.images
-            sample = task.sample(image, suffix, tuple(more))
+            sample = task.sample(image, suffix, tuple(more), found=blackened(written))
             if sample.members() != written.members():
                 raise ValueError(f"{shards.tar(number)}: {task.key} is not what row {task.row} says; {self._mend}")
             return sample

@@ -15,6 +15,7 @@ from data_prep.captions import CaptionWriter, Templates, Written
 from data_prep.scrub import Scrubber
 
 SPLIT_NAMES: Final = ("train", "val", "test")
+BurnedIn = Literal["ignore", "quarantine", "blacken"]
 _SPLIT: Final = re.compile(r"\w[\w+-]{0,63}")
 
 
@@ -47,6 +48,9 @@ class ShardSettings:
     max_side: PositiveInt | None = None
     """Scale larger images down to this, in pixels."""
     samples_per_shard: PositiveInt = 1000
+    burned_in: BurnedIn = "ignore"
+    """What becomes of images with text in their pixels. ignore: nobody looks. quarantine: they are left out and listed.
+    blacken: the text is painted over."""
     scrub: bool = True
     """Replace what identifies people in captions, as far as rules find it. Off only where texts are public."""
 
@@ -146,8 +150,19 @@ class Task:
     more_paths: tuple[str, ...] = ()
     views: tuple[str, ...] = ()
 
-    def sample(self, image: bytes, suffix: str, more: tuple[tuple[str, bytes], ...] = ()) -> Sample:
-        """The sample with its image, or the images of its study; everything else is as planned."""
+    def sample(
+        self,
+        image: bytes,
+        suffix: str,
+        more: tuple[tuple[str, bytes], ...] = (),
+        *,
+        found: Mapping[str, str] | None = None,
+    ) -> Sample:
+        """The sample with its image, or the images of its study; everything else is as planned.
+
+        Args:
+            found: what only the pixels said; joins the provenance.
+        """
         return Sample(
             key=self.key,
             image=image,
@@ -162,7 +177,7 @@ class Task:
             spacing_mm=self.spacing_mm,
             view=self.view,
             study=self.study,
-            provenance=self.provenance,
+            provenance={**(self.provenance or {}), **found} if found else self.provenance,
             more_images=more,
             views=self.views,
         )
@@ -340,6 +355,8 @@ def _refused(record: Record) -> tuple[str, str] | None:
 
 
 __all__ = [
+    "SPLIT_NAMES",
+    "BurnedIn",
     "Plan",
     "Record",
     "RejectedImageError",

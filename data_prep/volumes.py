@@ -50,7 +50,8 @@ class VolumeConfig(ShardSettings):
         if self.modality is None:
             raise ValueError("modality must be given for volumes: their files do not say it")
         sliced = {"plane": self.plane != "axial", "step": self.step != 1, "window": self.window != "file"}
-        for name, given in {**sliced, "max_side": self.max_side is not None}.items():
+        sliced |= {"max_side": self.max_side is not None, "burned_in": self.burned_in != "ignore"}
+        for name, given in sliced.items():
             if self.whole and given:
                 raise ValueError(f"{name} is for slices: leave it out with whole, which keeps the values of a volume")
 

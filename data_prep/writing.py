@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clip_med.data.shard_writer import ShardWriter, finished_shards
 from clip_med.data.shards import ShardSet
+from data_prep.burned_in import WORDS, blackened
 from data_prep.census import Census
 from data_prep.claim import claim_folder
 from data_prep.listing import claim_file, listed, secret_place
@@ -29,6 +30,7 @@ class WriteReport:
         kept_splits: were complete before this run and are as they were.
         groups_in_several_splits: according to the source, and kept so on request; a leak between training and test.
         unknown_modality: records whose modality neither the source nor the settings say.
+        blackened: samples with text that was painted over.
         secret: the file with the key of the hashes.
     """
 
@@ -39,6 +41,7 @@ class WriteReport:
     kept_splits: tuple[str, ...]
     groups_in_several_splits: int
     unknown_modality: int
+    blackened: int
     secret: Path
 
 
@@ -119,7 +122,7 @@ def write_plan(
             raise RejectedRowError(f"{source.name}: an image changed meanwhile: {lost[0].sentence()}")
         rejections += lost
     write_rejections(out, rejections)
-    return _report(out, census, rejections, kept, secret_file)
+    return _report(out, census, rejections, kept, secret_file, blacken=source.settings.burned_in == "blacken")
 
 
 def _refuse_if_any(
@@ -164,7 +167,11 @@ def _write_split(
         return (task for task in plan if isinstance(task, Task) and task.split == split)
 
     sources = {
-        dataset: {"licence": "; ".join(sorted(found)) or "not stated", "captions": _said(settings.scrub)}
+        dataset: {
+            "licence": "; ".join(sorted(found)) or "not stated",
+            "captions": _said(settings.scrub),
+            "pixels": WORDS[settings.burned_in],
+        }
         for dataset, found in sorted(census.licences[split].items())
     }
     finished = finished_shards(out / split, settings.samples_per_shard)
@@ -213,7 +220,13 @@ def _uncommitted_if_empty(directory: Path) -> Iterator[None]:
 
 
 def _report(
-    out: Path, census: Census, rejections: list[Rejection], kept: tuple[str, ...], secret_file: Path
+    out: Path,
+    census: Census,
+    rejections: list[Rejection],
+    kept: tuple[str, ...],
+    secret_file: Path,
+    *,
+    blacken: bool,
 ) -> WriteReport:
     """Count what is on disk against what was read.
 
@@ -221,10 +234,15 @@ def _report(
         ValueError: a split from an earlier run does not add up.
     """
     written: dict[str, int] = {}
+    painted = 0
     lost = Counter(rejection.split for rejection in rejections)
     for split, rows in census.split_rows.items():
         directory = out / split
-        written[split] = len(ShardSet.open(directory)) if (directory / "dataset.json").exists() else 0
+        shards = ShardSet.open(directory) if (directory / "dataset.json").exists() else ()
+        written[split] = len(shards)
+        if blacken and shards:
+            # Read, not counted on the way: shards of an interrupted run hold some too.
+            painted += sum(bool(blackened(shards.metadata(number))) for number in range(len(shards)))
         if written[split] + lost[split] != rows:
             raise ValueError(
                 f"{directory}: holds {written[split]} samples, {out / REJECTED_FILE} lists {lost[split]} of its "
@@ -238,6 +256,7 @@ def _report(
         kept_splits=kept,
         groups_in_several_splits=len(census.divided),
         unknown_modality=census.unknown_modality,
+        blackened=painted,
         secret=secret_file,
     )
     assert report.rows == sum(written.values()) + report.rejected, "a row was neither written nor rejected"

@@ -172,6 +172,7 @@ def _print_report(report: WriteReport, arguments: argparse.Namespace) -> int:
     warnings = {
         f"{report.rejected} rows are in no shard; {arguments.out / REJECTED_FILE} says why": report.rejected,
         f"{report.groups_in_several_splits} groups are in several splits": report.groups_in_several_splits,
+        f"{report.blackened} samples have text that was painted over": report.blackened,
         f"{report.unknown_modality} rows have the modality 'unknown'; see --modality": report.unknown_modality,
     }
     for text, number in warnings.items():

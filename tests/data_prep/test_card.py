@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
     }
     sets["test"].append(sample(1, "test", group="train-g0", modality="unknown", labels=(), dataset="theirs"))
     for name, samples in sets.items():
-        sources = {"ours": {"licence": "CC BY 4.0", "captions": "scrubbed by rules"}, "theirs": {}}
+        sources = {"ours": {"licence": "CC BY 4.0", "captions": "scrubbed by rules", "pixels": "seen"}, "theirs": {}}
         with ShardWriter(out / name, samples_per_shard=7, sources=sources) as writer:
             for each in samples:
                 writer.add(each)
@@ -70,8 +70,8 @@ def test_the_card_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixtu
         ("rare", "1", "0", "1"),
         ("CT", "12", "3", "15"),
         ("unknown", "0", "1", "1"),
-        ("ours", "12", "3", "15", "CC BY 4.0", "scrubbed by rules"),
-        ("theirs", "0", "1", "1", "not stated", "not stated"),
+        ("ours", "12", "3", "15", "CC BY 4.0", "scrubbed by rules", "seen"),
+        ("theirs", "0", "1", "1", "not stated", "not stated", "not stated"),
         ("words", "2", "2", "5", "5"),
         ("characters", "7", "7", "26", "26"),
         ("short side", "20", "20", "20", "20"),
@@ -89,7 +89,6 @@ def test_the_card_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixtu
     assert "32 captions, 15 of them distinct; the most frequent stands 16 times." in card
     assert "Kinds: label 16, report 16." in card
     assert "png grey 16" in card
-    assert "Text in pixels was not looked for." in card
     assert "No list of `clip-med data dedup` lies beside test." in card
     assert "not a medical device" not in printed["caveats"]
     for caveat in (
@@ -102,9 +101,10 @@ def test_the_card_counts_what_is_there(folder: Path, capsys: pytest.CaptureFixtu
         "16 of 32 captions are sentences made from labels",
         "theirs: the licence is not stated",
         "theirs: captions were not scrubbed",
+        "theirs: pixels were not looked at for text",
     ):
         assert sum(caveat in found for found in printed["caveats"]) == 1, caveat
-    assert len(printed["caveats"]) == 9
+    assert len(printed["caveats"]) == 10
 
 
 def test_the_same_data_give_the_same_bytes_and_load_nothing(folder: Path) -> None:

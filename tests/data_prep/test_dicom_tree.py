@@ -28,7 +28,7 @@ from tests.data_prep.dicom_files import ct_slice, write
 
 
 def run(root: Path, out: Path, *words: str) -> int:
-    return main(["data", "dicom", str(root), "--out", str(out), "--json", *words])
+    return main(["data", "dicom", str(root), "--out", str(out), "--json", "--burned-in", "ignore", *words])
 
 
 def all_samples(out: Path) -> list[Sample]:

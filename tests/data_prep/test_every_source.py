@@ -98,7 +98,8 @@ def medmnist(folder: Path) -> list[str]:
 
 
 def pydicom_tree(_: Path) -> list[str]:
-    return [str(Path(pydicom.__file__).parent / "data/test_files"), "--max-side", "64", "--overlap", "keep"]
+    files = str(Path(pydicom.__file__).parent / "data/test_files")
+    return [files, "--max-side", "64", "--overlap", "keep", "--burned-in", "ignore"]
 
 
 def nibabel_volumes(_: Path) -> list[str]:

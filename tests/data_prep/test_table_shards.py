@@ -149,7 +149,8 @@ def test_rows_become_samples_in_the_order_of_the_table(tmp_path: Path, images: P
     assert train[0].study == train[1].study != train[2].study
     document = json.loads((out / "train/dataset.json").read_text())
     assert [shard["samples"] for shard in document["shards"]] == [3, 1]
-    assert document["sources"] == {"clinic": {"licence": "CC BY 4.0; CC0", "captions": "scrubbed by rules"}}
+    said = {"licence": "CC BY 4.0; CC0", "captions": "scrubbed by rules", "pixels": "not looked at for text"}
+    assert document["sources"] == {"clinic": said}
     assert document["counts"]["label"] == {"cyst": 3, "nodule": 1}
     assert document["counts"]["modality"] == {"CT": 4}
 
