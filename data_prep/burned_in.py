@@ -62,21 +62,26 @@ def _without_text(
         raise RejectedImageError(
             "burned-in text", f"at {_written(boxes)}" if boxes else "its header says so; not found"
         )
-    pixels = pixels.copy()
-    places = 0
+    painted, places = painted_over(pixels, boxes)
+    # A PNG: nothing but the text changes.
+    return encode_png(painted), "png", places
+
+
+def painted_over(pixels: UInt8[np.ndarray, "H W C"], boxes: Sequence[Box]) -> tuple[UInt8[np.ndarray, "H W C"], int]:
+    """A copy with black boxes where text was found, then and when looked at again; and how many they are.
+
+    Raises:
+        RejectedImageError: there is still text after three rounds.
+    """
+    painted, places = pixels.copy(), 0
     for _ in range(_ROUNDS):
-        _paint(pixels, boxes)
+        for left, top, right, bottom in boxes:
+            painted[top:bottom, left:right] = 0
         places += len(boxes)
-        boxes = find_text(pixels)
+        boxes = find_text(painted)
         if not boxes:
-            # A PNG: nothing but the text changes.
-            return encode_png(pixels), "png", places
+            return painted, places
     raise RejectedImageError("burned-in text", f"left after blackening: at {_written(boxes)}")
-
-
-def _paint(pixels: UInt8[np.ndarray, "H W C"], boxes: Sequence[Box]) -> None:
-    for left, top, right, bottom in boxes:
-        pixels[top:bottom, left:right] = 0
 
 
 def _written(boxes: Sequence[Box]) -> str:
@@ -84,4 +89,4 @@ def _written(boxes: Sequence[Box]) -> str:
     return ", ".join(str(list(box)) for box in boxes)
 
 
-__all__ = ["BLACKENED", "NOT_LOOKED", "SAID", "WORDS", "blackened", "open_checked"]
+__all__ = ["BLACKENED", "NOT_LOOKED", "SAID", "WORDS", "blackened", "open_checked", "painted_over"]
