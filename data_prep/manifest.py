@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
+import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -250,7 +252,7 @@ def _distinct(texts: list[str]) -> tuple[str, ...]:
 
 def _texts(column: str, cell: Any, name: str) -> list[str]:
     """The texts of a cell: one, or those of a list (of JSONL, of Parquet, or written in one that can have several)."""
-    if name in SEVERAL and isinstance(cell, str) and (written := _written_list(cell)) is not None:
+    if name in SEVERAL and isinstance(cell, str) and (written := _written_list(column, cell)) is not None:
         return written
     items = cell if isinstance(cell, list) else [cell]
     for item in items:
@@ -260,10 +262,13 @@ def _texts(column: str, cell: Any, name: str) -> list[str]:
     return [str(item) for item in items if item is not None and item == item]
 
 
-def _written_list(cell: str) -> list[str] | None:
+def _written_list(column: str, cell: str) -> list[str] | None:
     """Strings of a list written as JSON, or as pandas writes Python's; None for other texts.
 
     A report may begin with a bracket.
+
+    Raises:
+        RowError: strings without commas between them, as NumPy writes an array: Python would join them to one.
     """
     if not (cell.lstrip().startswith("[") and cell.rstrip().endswith("]") and len(cell) <= _LONGEST_LIST):
         return None
@@ -273,8 +278,16 @@ def _written_list(cell: str) -> list[str] | None:
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
         if isinstance(parsed, list) and all(isinstance(item, str) for item in parsed):
+            if parse is ast.literal_eval and _strings_in(cell) != len(parsed):
+                raise RowError(f"column {column!r}: no commas between the texts of a list: {cell.strip()[:40]}")
             return parsed
     return None
+
+
+def _strings_in(code: str) -> int:
+    """String literals in Python's words."""
+    words = tokenize.generate_tokens(io.StringIO(code.strip()).readline)
+    return sum(word.type == tokenize.STRING for word in words)
 
 
 __all__ = ["COLUMN_NAMES", "SEVERAL", "ColumnConfig", "Row", "choose_columns", "read_rows", "row_of"]

@@ -95,3 +95,11 @@ def test_labels_of_a_cell_may_be_a_list_as_python_or_json_writes_it(tmp_path: Pa
     (tmp_path / "a.csv").write_text("image,categories\n" + "".join(f"1.png,{cell}\n" for cell in cells))
     rows = read_rows(tmp_path / "a.csv", {"label": ("categories",)}, "|")
     assert [row.labels for row in rows] == [("no glaucoma",), ("a", "b, c"), (), ("[1] prior",), ("[2]",), ("[x",)]
+
+
+def test_texts_that_python_would_join_are_no_list(tmp_path: Path) -> None:
+    cells = ("['normal' 'mild']", "['normal'\n 'mild']", "['it\\'s' , 'mild']")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"image": "1.png", "label": cell}) + "\n" for cell in cells))
+    *joined, listed = read_rows(tmp_path / "a.jsonl", {}, "|")
+    assert all("column 'label': no commas between the texts" in row.fault for row in joined)
+    assert listed.labels == ("it's", "mild")
