@@ -46,7 +46,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--no-val", action="store_true", help="choose nothing on validation images")
     parser.add_argument("--seed", type=int, default=0, help="of the draw and of learning (%(default)s)")
     parser.add_argument("--out", metavar="DIR", type=Path, help="append the row to DIR/results.jsonl")
-    _shared(parser)
+    _shared(parser, cache="in memory")
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
@@ -60,8 +60,8 @@ def add_parser(commands: Any) -> None:
     _add_table(actions)
 
 
-def _shared(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cache", metavar="DIR", type=Path, help="keep image features here (default: in memory)")
+def _shared(parser: argparse.ArgumentParser, *, cache: str) -> None:
+    parser.add_argument("--cache", metavar="DIR", type=Path, help=f"keep image features here (default: {cache})")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -81,7 +81,7 @@ def _add_grid(actions: Any) -> None:
     grid.add_argument("--out", metavar="DIR", type=Path, required=True, help="gets results.jsonl, and features/")
     grid.add_argument("--part", metavar="I/N", help="only every N-th cell, from the I-th on (0 .. N-1)")
     grid.add_argument("--list", action="store_true", help="print the cells and which are done; run none")
-    _shared(grid)
+    _shared(grid, cache="OUT/features")
     grid.set_defaults(call=_grid, takes_overrides=True)
 
 
@@ -207,8 +207,12 @@ def _grid(arguments: argparse.Namespace) -> int:
     chosen = _part(list(cells(config)), arguments.part)
     missing = [cell for cell in chosen if cell.id not in done]
     if arguments.list:
-        for cell in chosen:
-            print(f"{cell.index:5}  {'done' if cell.id in done else 'missing':7}  {cell.label}")
+        states = [(cell.index, "done" if cell.id in done else "missing", cell.label) for cell in chosen]
+        if arguments.json:
+            print(as_json({"cells": [dict(zip(("index", "state", "cell"), state, strict=True)) for state in states]}))
+            return 0
+        for index, state, label in states:
+            print(f"{index:5}  {state:7}  {label}")
         return 0
     failed: list[str] = []
     if missing:

@@ -98,7 +98,9 @@ def test_a_grid_continues_where_it_was_and_its_parts_make_the_whole(
     assert json.loads(capsys.readouterr().out)["run"] == 9
     assert {row["cell"]: row | {"seconds": 0} for row in read_rows(tmp_path / "whole")} == whole
     assert main([*words, str(tmp_path / "whole"), "--list"]) == 0
-    assert capsys.readouterr().out.count("done") == 12
+    listed = json.loads(capsys.readouterr().out)["cells"]
+    assert [cell["index"] for cell in listed] == list(range(12))
+    assert {cell["state"] for cell in listed} == {"done"}
 
 
 def test_the_table_holds_means_and_intervals_over_seeds(
