@@ -163,6 +163,8 @@ def _kept(cache: Path, digest: str, compute: Any) -> Tensor:
     file = cache / f"{_NAME}{digest[:24]}.safetensors"
     features = load_features(file, digest)
     if features is None:
+        # Before the work, not after it: a folder that cannot be made costs no encoding.
+        cache.mkdir(parents=True, exist_ok=True)
         features = compute()
         save_features(file, digest, features)
     return features

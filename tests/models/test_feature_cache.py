@@ -49,6 +49,10 @@ def test_a_selection_is_encoded_once(encoder: DualEncoder, shards: ShardSet, tmp
     assert len(files(cache)) == 1
     np.testing.assert_array_equal(first, cached_image_features(encoder, shards, [3, 1, 7], cache=None))
     assert cached_image_features(encoder, shards, [], cache=cache).shape == (0, 0)
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        cached_image_features(encoder, shards, [3], cache=tmp_path / "file", on_progress=lambda *s: steps.append(s))
+    assert steps == [(3, 3)]
 
 
 def test_all_that_features_depend_on_is_in_the_name(encoder: DualEncoder, shards: ShardSet, tmp_path: Path) -> None:
