@@ -129,26 +129,6 @@ def auroc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
-def average_precision(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    """Area under the precision-recall curve as a sum of steps, sum_n (R_n - R_n-1) P_n (scikit-learn's definition).
-
-    Items of equal score enter together; NaN without positives.
-
-    Example:
-        >>> round(average_precision(np.array([0.9, 0.8, 0.7]), np.array([True, False, True])), 4)
-        0.8333
-    """
-    total = int(positive.sum())
-    if total == 0:
-        return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    ordered = scores[order]
-    last = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    found = np.cumsum(positive[order])[last]
-    steps = np.diff(found, prepend=0)
-    return float((steps * found / (last + 1)).sum() / total)
-
-
 def macro_auroc(scores: Floats, labels: Ints) -> float:
     """Mean one-vs-rest AUROC over the classes that have both positives and negatives; NaN when none has."""
     _check(scores, labels)
@@ -199,7 +179,6 @@ def _check(scores: Floats, labels: Ints) -> None:
 
 __all__ = [
     "auroc",
-    "average_precision",
     "balanced_accuracy",
     "confusion_matrix",
     "macro_auroc",

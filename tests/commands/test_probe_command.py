@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
 from clip_med.cli import main
 from clip_med.data.shards import ShardSet
@@ -18,7 +18,6 @@ from clip_med.models.features import image_features
 from clip_med.models.folder import build_model, load_folder, save_folder
 from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
-from zero_shot.metrics import average_precision
 from zero_shot.scores import ClassScores, LabelScores, read_scores
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,17 +78,6 @@ def test_labels_of_which_images_have_several(root: Path, tmp_path: Path, capsys:
     scores = read_scores(tmp_path)["data"]
     assert isinstance(scores, LabelScores)
     assert found["results"][2]["value"] == pytest.approx(roc_auc_score(scores.truth[:, 0], scores.scores[:, 0]))
-
-
-def test_areas_are_scikit_learns_ties_included() -> None:
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        scores = rng.integers(-4, 5, 60) / 2.0
-        positive = rng.random(60) < 0.3
-        assert average_precision(scores, positive) == pytest.approx(average_precision_score(positive, scores))
-        assert roc_auc_score(positive, scores) >= 0
-    assert np.isnan(average_precision(np.array([1.0]), np.array([False])))
-    assert average_precision(np.array([-2.0, -1.0]), np.array([True, False])) == 0.5
 
 
 @pytest.mark.parametrize(
