@@ -87,7 +87,9 @@ class MultiLabelTask:
         if self.score != "pair" and self.absent is not None:
             raise ValueError(f"absent: score {self.score} does not use it; leave it out, or take score pair")
         if self.absent is not None and list(self.absent.classes) != labels:
-            raise ValueError(f"absent.classes must be those of prompts, {labels}, got {list(self.absent.classes)}")
+            raise ValueError(
+                f"absent.classes must be those of prompts, in order, {labels}, got {list(self.absent.classes)}"
+            )
         if self.score == "pair" and self.absent is None and self.prompts.knowledge is None:
             raise ValueError("absent: score pair needs what says that each finding is not there, or prompts.knowledge")
         _check_weights(self.prompts, self.ensemble)

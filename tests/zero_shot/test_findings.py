@@ -191,7 +191,7 @@ def test_nothing_to_tell_apart_is_refused_before_any_image_is_read(shards: Path)
     [
         ({"absent": None}, "absent: score pair needs what says that each finding is not there"),
         ({"score": "sigmoid"}, "absent: score sigmoid does not use it"),
-        ({"absent": ClassPrompts(classes={"cyst": ("cyst",)})}, "absent.classes must be those of prompts"),
+        ({"absent": ClassPrompts(classes={"cyst": ("cyst",)})}, "absent.classes must be those of prompts, in order"),
         ({"ensemble": "probability"}, "as many prompts for absence as for presence, got 4 and 2 of 'cyst'"),
         (
             {"score": "softmax", "absent": None, "prompts": ClassPrompts(classes={"cyst": ("cyst",)})},
