@@ -169,14 +169,21 @@ def read_rows(
     columns = choose_columns(present, chosen, manifest, findings)
     number = 0
     for number, record in enumerate(records, start=1):
+        if isinstance(record, RowError):
+            yield Row(number=number, fault=str(record), reason=record.reason)
+            continue
         try:
-            if isinstance(record, RowError):
-                raise record
             yield row_of(number, record, columns, label_separator, findings)
         except RowError as error:
-            yield Row(number=number, fault=str(error), reason=error.reason)
+            yield Row(number=number, path=_path_as_written(record, columns), fault=str(error), reason=error.reason)
     if not number:
         raise ValueError(f"{manifest}: has no rows")
+
+
+def _path_as_written(record: Mapping[str, Any], columns: Mapping[str, Sequence[str]]) -> str:
+    """For the list of rejected rows, also where other cells of the row cannot be used."""
+    cells = (record.get(column) for column in columns.get("path", ()))
+    return next((cell.strip().encode(errors="replace").decode() for cell in cells if isinstance(cell, str)), "")
 
 
 def row_of(

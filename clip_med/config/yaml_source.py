@@ -97,8 +97,11 @@ def _plain(node: yaml.Node, loader: yaml.SafeLoader | yaml.CSafeLoader, keys: Ke
     if isinstance(node, yaml.MappingNode):
         mapping: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            key = str(_scalar(loader, key_node))
             line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{source.path}:{line}: a key must be one word or number, not a list or mapping")
+            # As written: YAML reads a class `no` as False and a grade `01` as 1, and both are names here.
+            key = str(key_node.value)
             if key in mapping:
                 raise ConfigError(f"{source.path}:{line}: duplicate key {key!r}")
             mapping[key] = _plain(value_node, loader, (*keys, key), source)

@@ -97,6 +97,7 @@ def test_values_types_and_defaults(tmp_path: Path) -> None:
         ("tasks:\n  - name: x\n    classes: {c: 3}\n", ["run.yaml:3", "tasks[0].classes.c = 3"]),
         ("data: [a, b, c]", ["at most 2 folders, got 3"]),
         ("optim: {lr: 1, lr: 2}", ["run.yaml:1", "duplicate key 'lr'"]),
+        ("optim: {[lr]: 1}", ["run.yaml:1", "a key must be one word or number"]),
         ("optim: &o {lr: 1}\nextra: *o\n", ["run.yaml:2", "aliases"]),
         ("optim: [1", ["run.yaml", "not valid YAML"]),
         ("optim: !!python/object:os.system {}", ["run.yaml:1", "tag", "not allowed"]),
@@ -108,6 +109,14 @@ def test_errors_name_place_value_and_nearest(tmp_path: Path, text: str, parts: l
         load(tmp_path, text)
     missing = [part for part in parts if part not in str(error.value)]
     assert not missing, f"{missing} not in {error.value}"
+
+
+def test_keys_are_names_as_they_are_written(tmp_path: Path) -> None:
+    """YAML reads no as False and 01 as 1; of classes both are labels."""
+    run = load(tmp_path, "tasks:\n  - name: dr\n    classes: {no: [none], 01: [mild], 'yes': [b], 1.0: [c]}\n")
+    assert list(run.tasks[0].classes) == ["no", "01", "yes", "1.0"]
+    (tmp_path / "again.yaml").write_text(dump_yaml(run))
+    assert load_config(Run, tmp_path / "again.yaml") == run
 
 
 def test_overrides_change_values_and_keep_structure(tmp_path: Path) -> None:

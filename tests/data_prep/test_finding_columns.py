@@ -41,7 +41,9 @@ def test_present_absent_and_not_mentioned(tmp_path: Path) -> None:
     assert [row.absent for row in rows] == [("Mass",), ("Rib Fracture",), (), NAMES, ("Mass",)]
     assert rows_of(tmp_path, CELLS, uncertain="present")[1].labels == ("Edema", "Mass")
     rejected = rows_of(tmp_path, CELLS)
-    assert [(row.reason, row.fault) for row in rejected if row.fault] == [("uncertain finding", "Edema")]
+    assert [(row.reason, row.fault, row.path) for row in rejected if row.fault] == [
+        ("uncertain finding", "Edema", "patient1/study1/view1.png")
+    ]
 
 
 def test_cells_that_are_no_statement_and_columns_that_are_not_there(tmp_path: Path) -> None:
