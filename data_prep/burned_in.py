@@ -48,6 +48,9 @@ def open_checked(source: Source, task: Task) -> tuple[bytes, str, int]:
     full = replace(cast(Any, source), settings=replace(settings, max_side=None))
     image, suffix = full.open_image(task)
     image, suffix, places = _without_text(image, suffix, settings.burned_in, task)
+    if not places:
+        # As without a look: a JPEG that was made of the pixels is not made small and encoded once more.
+        return (image, suffix, 0) if settings.max_side is None else (*source.open_image(task), 0)
     return *clean_image(image, source=task.path, max_side=settings.max_side), places
 
 

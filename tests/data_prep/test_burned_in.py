@@ -211,6 +211,20 @@ def test_a_dicom_header_that_says_so_is_believed(
     assert source_to_shards(source, tmp_path / "out").reasons == lost
 
 
+def test_an_image_without_text_is_what_it_would_be_without_a_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(burned_in, "find_text", lambda pixels: [])
+    write(ct_slice(0), tmp_path / "export/0.dcm")
+    for max_side in (None, 12):
+        images: list[bytes] = []
+        for treatment in ("quarantine", "ignore"):
+            config = DicomConfig(burned_in=treatment, split="train", image_format="jpg", max_side=max_side)
+            source_to_shards(DicomSource(tmp_path / "export", config), out := tmp_path / f"{treatment}{max_side}")
+            images.append(ShardSet.open(out / "train").read(0).image)
+        assert images[0] == images[1]
+
+
 def test_files_of_patients_are_not_let_through_without_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
