@@ -41,12 +41,16 @@ def test_the_yaml_and_the_commands_of_the_adaptation_page_are_valid() -> None:
 
 def test_the_format_and_the_commands_of_the_knowledge_page_are_valid(tmp_path: Path) -> None:
     page = (DOCS / "knowledge.md").read_text()
-    block, task, *training = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    block, *rest = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     (tmp_path / "ours.yaml").write_text(block)
     assert lint(read_sources([tmp_path / "ours.yaml"]), known=load_base()) == []
-    validate(EvalConfig, {"tasks": [yaml.safe_load(task)]})
-    rest = {"model": {"kind": "vit"}, "shards": ["s"], "train": {"epochs": 1}}
-    configs = [validate(PretrainConfig, {**rest, **yaml.safe_load(text)}) for text in training]
+    documents = [yaml.safe_load(text) for text in rest]
+    tasks = [one for one in documents if "shards" in one]
+    assert [task["kind"] for task in tasks] == ["classification", "multi_label"]
+    for task in tasks:
+        validate(EvalConfig, {"tasks": [task]})
+    whole = {"model": {"kind": "vit"}, "shards": ["s"], "train": {"epochs": 1}}
+    configs = [validate(PretrainConfig, {**whole, **one}) for one in documents if "shards" not in one]
     parts = ("describe", "align", "prototypes", "facets", "queries")
     given = [[part for part in parts if getattr(config, part)] for config in configs]
     assert given == [[part] for part in parts]

@@ -43,10 +43,13 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
     """The images of a task; with `limit` so many of them at most, spread evenly over the set.
 
     Raises:
-        ValueError: no image, one with none or several of the classes, or a limit below 1; names task and key.
+        ValueError: no image, one with none or several of the classes, a limit below 1, or a task that is scored by
+            queries; names task and key.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
+    if task.score == "queries":
+        raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
     shards = ShardSet.open(task.shards)
     chosen = selected(shards, task)
     if not chosen:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.knowledge.prompts import ClassPrompts, absence_prompts, prompt_weights, render_prompts
+from clip_med.models.config import HFTower
 
 Ensemble = Literal["embedding", "embedding_no_renorm", "logit", "probability", "max"]
 
@@ -23,6 +24,11 @@ class ClassificationTask:
     """Only samples of these; empty: all."""
     modalities: tuple[str, ...] = ()
     prompts: ClassPrompts
+    score: Literal["cosine", "queries"] = "cosine"
+    """cosine: of images and prompts; queries: the answers of the decoder that the model was trained with."""
+    knowledge_encoder: HFTower | None = None
+    """With score queries: what puts `prompts` into queries, as the decoder was trained. None: classes that the decoder
+    was trained on, by label."""
     ensemble: Ensemble = "embedding"
     """How several prompts of a class become one score; see `zero_shot.classify.class_scores`."""
     metric: Literal[
@@ -55,6 +61,7 @@ class ClassificationTask:
         if self.ensemble == "probability" and len(set(counts.values())) > 1:
             raise ValueError(f"ensemble probability needs equally many prompts per class, got {counts}")
         _check_weights(self.prompts, self.ensemble)
+        _check_queries(self.score, self.knowledge_encoder, self.ensemble)
 
 
 @config
@@ -70,9 +77,12 @@ class MultiLabelTask:
     """What says that each finding is there, by label."""
     absent: ClassPrompts | None = None
     """What says that it is not, for the same labels; None: the negative statements of `prompts.knowledge`."""
-    score: Literal["pair", "sigmoid", "softmax"] = "pair"
+    score: Literal["pair", "sigmoid", "softmax", "queries"] = "pair"
     """pair: presence against absence, the softmax over the two and so the sigmoid of their difference; sigmoid: of
-    presence alone with the model's bias; softmax: presence against that of the other findings."""
+    presence alone with the model's bias; softmax: presence against that of the other findings; queries: the sigmoid of
+    what the model's decoder answers."""
+    knowledge_encoder: HFTower | None = None
+    """As in `ClassificationTask`."""
     ensemble: Ensemble = "embedding"
     metric: Literal["macro AUROC", "macro AUPRC"] = "macro AUROC"
     """What this data set is judged by, declared before it is looked at: it stands first among the results."""
@@ -93,6 +103,7 @@ class MultiLabelTask:
         if self.score == "pair" and self.absent is None and self.prompts.knowledge is None:
             raise ValueError("absent: score pair needs what says that each finding is not there, or prompts.knowledge")
         _check_weights(self.prompts, self.ensemble)
+        _check_queries(self.score, self.knowledge_encoder, self.ensemble)
         self._check_partners({label: len(texts) for label, texts in self.present_texts().items()}, self.absent_texts())
 
     def present_texts(self) -> dict[str, tuple[str, ...]]:
@@ -124,6 +135,13 @@ class MultiLabelTask:
 def _check_weights(prompts: ClassPrompts, ensemble: Ensemble) -> None:
     if ensemble in ("max", "probability") and prompt_weights(prompts) is not None:
         raise ValueError(f"prompts.knowledge.attribute_weights: ensemble {ensemble} has no weights of prompts")
+
+
+def _check_queries(score: str, encoder: HFTower | None, ensemble: Ensemble) -> None:
+    if score != "queries" and encoder is not None:
+        raise ValueError(f"knowledge_encoder is for score queries, got score {score}")
+    if score == "queries" and ensemble != "embedding":
+        raise ValueError(f"score queries has one query for each class and no ensemble, got ensemble {ensemble}")
 
 
 @config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from zero_shot.classify import class_scores
 from zero_shot.config import MultiLabelTask
 from zero_shot.evaluation import TaskReport, digest
 from zero_shot.multi_label import Targets, label_results, label_targets, one_sided
+from zero_shot.prompt_features import prompt_features
 from zero_shot.shown import ScoredFindings
 
 Floats = NDArray[np.floating]
@@ -32,13 +33,13 @@ def finding_scores(
     - pair: s (c+ - c-), and its sigmoid, which is the softmax over s c+ and s c-
     - sigmoid: s c+ + b, and its sigmoid (SigLIP)
     - softmax: the softmax over the findings' s c+, and its logarithm as the score
+    - queries: nothing here; see `zero_shot.query_answers`
 
     Scores rank as the probabilities do, but do not become equal where those are 0 or 1 in double precision. With
     ensemble `probability` the probability is a mean over prompts, and the score is the probability itself. No
     probability is calibrated.
     """
-    present, absent = task.present_texts(), task.absent_texts()
-    parts = grouped_text_features(encoder, [*present.values(), *absent.values()], precision=precision)
+    present = prompt_features(encoder, task.prompts, precision=precision)
     scale = float(encoder.logit_scale.detach().exp())
     weights = prompt_weights(task.prompts)
 
@@ -47,24 +48,27 @@ def finding_scores(
 
     match task.score:
         case "pair":
+            absent = grouped_text_features(encoder, task.absent_texts().values(), precision=precision)
             pairs = [
                 scores_of((there, denied), None if weights is None else (weights[k], (1.0,) * len(denied)))
-                for k, (there, denied) in enumerate(zip(parts[: len(present)], parts[len(present) :], strict=True))
+                for k, (there, denied) in enumerate(zip(present, absent, strict=True))
             ]
             if task.ensemble == "probability":
                 shares = np.stack([pair[:, 0] for pair in pairs], axis=1)
                 return shares, shares
             margins = np.stack([pair[:, 0] - pair[:, 1] for pair in pairs], axis=1)
-            return margins, _sigmoid(margins)
+            return margins, sigmoid(margins)
         case "sigmoid":
             bias = 0.0 if encoder.logit_bias is None else float(encoder.logit_bias.detach())
-            logits = scores_of(parts, weights) + bias
-            return logits, _sigmoid(logits)
+            logits = scores_of(present, weights) + bias
+            return logits, sigmoid(logits)
         case "softmax":
-            scores = scores_of(parts, weights)
+            scores = scores_of(present, weights)
             if task.ensemble == "probability":
                 return scores, scores
             return scores - np.logaddexp.reduce(scores, axis=1, keepdims=True), softmax(scores)
+        case "queries":
+            raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
 
 
 def finding_targets(task: MultiLabelTask, samples: Sequence[Sample]) -> Targets:
@@ -84,26 +88,26 @@ def finding_targets(task: MultiLabelTask, samples: Sequence[Sample]) -> Targets:
 
 
 def report_findings(
-    encoder: DualEncoder,
     task: MultiLabelTask,
-    features: Floats,
+    scores: Doubles,
+    probabilities: Doubles,
+    present: Mapping[str, Sequence[str]],
     samples: Sequence[Sample],
     indices: Sequence[int],
     *,
-    precision: Precision = "fp32",
     seed: int = 0,
 ) -> tuple[TaskReport, ScoredFindings]:
-    """The outcome of a task on samples with their features [N, D], and what the model says of each image.
+    """The outcome of a task from scores and probabilities [N, K] of its samples.
 
     Args:
-        indices: where the samples are in their shards; seed: of the bootstrap intervals.
+        present: what told the model of each finding; indices: where the samples are in their shards; seed: of the
+            bootstrap intervals.
     """
     labels = tuple(task.prompts.classes)
     targets = finding_targets(task, samples)
-    scores, probabilities = finding_scores(encoder, task, features, precision=precision)
     groups = [sample.group for sample in samples]
     results = label_results(scores, targets, labels, groups=groups, seed=seed)
-    present, absent = task.present_texts(), task.absent_texts()
+    absent = task.absent_texts()
     report = TaskReport(
         name=task.name,
         kind=task.kind,
@@ -113,7 +117,7 @@ def report_findings(
         classes=labels,
         positives=tuple(targets.sum(axis=0).tolist()),
         left_out=one_sided(targets, labels),
-        prompts=present,
+        prompts={label: tuple(texts) for label, texts in present.items()},
         absent=absent,
         ensemble=task.ensemble,
         score=task.score,
@@ -134,8 +138,9 @@ def report_findings(
     return report, scored
 
 
-def _sigmoid(logits: Doubles) -> Doubles:
+def sigmoid(logits: Doubles) -> Doubles:
+    """1 / (1 + exp(-logits)), also where the exponential would overflow."""
     return np.exp(-np.logaddexp(0.0, -logits))
 
 
-__all__ = ["finding_scores", "finding_targets", "report_findings"]
+__all__ = ["finding_scores", "finding_targets", "report_findings", "sigmoid"]

@@ -15,9 +15,9 @@ from torch import Tensor
 from clip_med.config import Fraction, NonNegativeInt, PositiveInt, config
 from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
-from clip_med.knowledge.prompts import prompt_weights, render_prompts
+from clip_med.knowledge.prompts import prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating, grouped_text_features, image_rows
+from clip_med.models.features import evaluating, image_rows
 from clip_med.models.interpolate import ModelFamily
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
@@ -27,6 +27,7 @@ from zero_shot.corruptions import Corruption, corrupt
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.merging import T3Config, fine_tuned_weight, jensen_shannon
 from zero_shot.metrics import top_k_accuracy
+from zero_shot.prompt_features import prompt_features
 from zero_shot.result import Result
 
 Doubles = NDArray[np.float64]
@@ -94,13 +95,12 @@ class Classifiers:
         self.count = count
         self.batch_size = batch_size
         self.merges = 0
-        self._prompts = list(render_prompts(task.prompts).values())
 
     def logits(self, weights: Sequence[float], images: UInt8[Tensor, "N 3 S S"]) -> Doubles:
         """Class scores [N, C] of the weighted sum of the models; of the ensemble "probability" logarithms of shares."""
         self.merges += 1
         encoder: DualEncoder = self.family.mix(weights)
-        prompts = grouped_text_features(encoder, self._prompts)
+        prompts = prompt_features(encoder, self.task.prompts)
         with evaluating(encoder):
             rows = [image_rows(encoder, part) for part in images.split(self.batch_size)]
         scale = float(encoder.logit_scale.detach().exp())

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import ClassPrompts, prompt_weights, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, grouped_text_features
+from clip_med.models.features import Precision
 from zero_shot.classify import class_scores
 from zero_shot.conditions import Labelled, labelled, selected
 from zero_shot.config import ClassificationTask, Ensemble
 from zero_shot.metrics import balanced_accuracy, confusion_matrix
+from zero_shot.prompt_features import prompt_features
 from zero_shot.prompt_sensitivity import TEMPLATES
 
 Floats = NDArray[np.floating]
@@ -92,7 +93,7 @@ def prompted_scores(
     encoder: DualEncoder, prompting: Prompting, features: Floats, *, precision: Precision = "fp32"
 ) -> NDArray[np.float64]:
     """Scores [N, C] of images for the classes as `prompting` describes them; features: [N, D] unit rows."""
-    parts = grouped_text_features(encoder, render_prompts(prompting.prompts).values(), precision=precision)
+    parts = prompt_features(encoder, prompting.prompts, precision=precision)
     scale = float(encoder.logit_scale.detach().exp())
     weights = prompt_weights(prompting.prompts)
     return class_scores(features, parts, scale=scale, ensemble=prompting.ensemble, weights=weights)

@@ -9,12 +9,13 @@ from jaxtyping import Float32
 
 from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
-from clip_med.knowledge.prompts import prompt_weights, render_prompts
+from clip_med.knowledge.prompts import prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import evaluating, grouped_text_features
+from clip_med.models.features import evaluating
 from zero_shot.classify import class_prototypes, class_scores
 from zero_shot.conditions import Labelled, condition_features
 from zero_shot.patches import patch_features
+from zero_shot.prompt_features import prompt_features
 from zero_shot.ravl import Discovery, discover
 
 
@@ -53,7 +54,7 @@ def discover_regions(
     Raises:
         ValueError: as `region_features` and `discover`.
     """
-    prompts = grouped_text_features(encoder, render_prompts(images.task.prompts).values())
+    prompts = prompt_features(encoder, images.task.prompts)
     whole = condition_features(encoder, images, [None], batch_size=batch_size)[None]
     weights = prompt_weights(images.task.prompts)
     predicted = class_scores(whole, prompts, ensemble=images.task.ensemble, weights=weights).argmax(axis=1)

@@ -94,7 +94,7 @@ def _classification(
         note(f"{_SPREAD} {_SHARE}"),
         examples(task, thumbnails),
     ]
-    if similarity is not None:
+    if similarity is not None and task.score != "queries":
         parts += ["<h3>Similarity maps</h3>", _maps(task, similarity, thumbnails)]
     return parts
 
@@ -105,6 +105,7 @@ def _findings(task: TaskReport, scored: ScoredFindings, thumbnails: Thumbnails) 
         "pair": "what says that each is there against what denies it",
         "sigmoid": "the sigmoid of what says that each is there",
         "softmax": "what says that each is there against the same of the others",
+        "queries": "what the model's decoder answers to a query for each",
     }
     return [
         note(
@@ -165,7 +166,8 @@ def _prompts(task: TaskReport) -> str:
         for label, texts in told.items()
     )
     what = "findings" if task.kind == "multi_label" else "classes"
-    summary = f"{count} prompts of {len(task.prompts)} {what}, ensemble {task.ensemble}"
+    how = "as queries to the decoder" if task.score == "queries" else f"ensemble {task.ensemble}"
+    summary = f"{count} prompts of {len(task.prompts)} {what}, {how}"
     return f"<details><summary>{html.escape(summary)}</summary><dl>{classes}</dl></details>"
 
 

@@ -47,7 +47,7 @@ class ReportMaps:
 
 
 def similarity_maps(encoder: DualEncoder, evaluation: Evaluation) -> ReportMaps:
-    """Maps of two right and two wrong examples of every classification task.
+    """Maps of two right and two wrong examples of every classification task that compares images with prompts.
 
     A class is the normalised mean of its prompts, whatever the ensemble of the task; smoothed as in
     `zero_shot.explanation`, by as much of the image as BioViL's 1.5 of 14 places.
@@ -57,7 +57,7 @@ def similarity_maps(encoder: DualEncoder, evaluation: Evaluation) -> ReportMaps:
     grid = (0, 0)
     for task in evaluation.tasks:
         chosen = [one for right in (True, False) for one in [e for e in task.examples if e.right == right][:_EACH]]
-        if task.kind != "classification" or not chosen:
+        if task.kind != "classification" or task.score == "queries" or not chosen:
             continue
         labels = sorted({name for one in chosen for name in (one.truth, one.answers[0].text)})
         texts = {label: _class_feature(encoder, task, label) for label in labels}

@@ -32,6 +32,7 @@ from zero_shot.corruptions import CORRUPTIONS, LEVELS, Corruption
 from zero_shot.intervals import bootstrap_mean
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.ood import Mahalanobis, Separation, energy, max_concept_matching, separation
+from zero_shot.prompt_features import prompt_features
 from zero_shot.prompt_sensitivity import TEMPLATES, Sensitivity, prompt_sensitivity
 from zero_shot.result import Result
 from zero_shot.subgroups import UNKNOWN, Subgroups, subgroup_table, subgroup_values
@@ -221,7 +222,7 @@ def _task(
     others: Sequence[NDArray[np.float32]],
     options: RobustnessConfig,
 ) -> TaskRobustness:
-    prompts = grouped_text_features(encoder, render_prompts(part.task.prompts).values())
+    prompts = prompt_features(encoder, part.task.prompts)
     weights = prompt_weights(part.task.prompts)
     scale, groups, truth = float(encoder.logit_scale.detach().exp()), part.groups, part.truth
     scores = {

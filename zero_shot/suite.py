@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_med.data.sample import Sample
-from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import text_features
 from zero_shot.calibration import softmax
 from zero_shot.classify import classification_results, sensitivity_name
-from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, MultiLabelTask, RetrievalTask
+from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, RetrievalTask
 from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport, digest
-from zero_shot.findings import finding_targets, report_findings
+from zero_shot.findings import report_findings
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix
-from zero_shot.prompt_choice import as_configured, prompted_scores
+from zero_shot.prepared import Prepared, Progress, Said, Texts, prepare
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
 from zero_shot.scores import ItemScores
-from zero_shot.scoring import Encode, task_encoder
 from zero_shot.shown import Found, Scored, ScoredFindings, Search
 
 _EXAMPLES: Final = 8
@@ -39,38 +35,7 @@ _FOUND: Final = 5
 # Rows of the similarity matrix that exist at a time.
 _CHUNK: Final = 256
 
-Progress = Callable[[str, int, int], None]
-
-
-class _ShardImages:
-    """What is known of one shard set: all samples without their images, and the image features asked for so far."""
-
-    def __init__(self, path: str) -> None:
-        self.shards = ShardSet.open(path)
-        self.samples = [self.shards.metadata(index) for index in range(len(self.shards))]
-        self._row: dict[int, int] = {}
-        self._features: list[NDArray[np.float32]] = []
-
-    def features(
-        self, encode: Encode, indices: Sequence[int], on_progress: Callable[[int, int], None]
-    ) -> NDArray[np.float32]:
-        """Unit rows for the samples `indices`; those that no task before has asked for are read or encoded."""
-        new = [index for index in indices if index not in self._row]
-        if new:
-            self._row |= {index: row for row, index in enumerate(new, start=len(self._row))}
-            self._features.append(encode(self.shards, new, on_progress=on_progress))
-        return np.concatenate(self._features)[[self._row[index] for index in indices]]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """A task with its samples; `truth` holds class numbers, of other tasks nothing."""
-
-    task: EvalTask
-    images: _ShardImages
-    indices: list[int]
-    samples: list[Sample]
-    truth: NDArray[np.int64] | None
+Doubles = NDArray[np.float64]
 
 
 def evaluate(
@@ -95,36 +60,25 @@ def evaluate(
         ValueError: shards that cannot be opened, a task without samples, a sample with none or several of the classes,
             or a damaged sample; each names task, shard or key.
     """
-    opened: dict[str, _ShardImages] = {}
-    prepared = [_prepare(task, opened) for task in config.tasks]
-    encode = task_encoder(encoder, config, cache)
+    prepared = prepare(config.tasks)
+    said = Said(encoder, config, cache, on_progress)
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
     queries: dict[str, ItemScores] = {}
     findings: dict[str, ScoredFindings] = {}
     for part in prepared:
-
-        def step(done: int, total: int, name: str = part.task.name) -> None:
-            if on_progress is not None:
-                on_progress(name, done, total)
-
-        features = part.images.features(encode, part.indices, step)
         match part.task:
-            case ClassificationTask():
+            case ClassificationTask() as task:
                 assert part.truth is not None
-                report, scored[part.task.name] = _classify(encoder, part.task, features, part, part.truth, config)
-            case MultiLabelTask():
-                report, findings[part.task.name] = report_findings(
-                    encoder,
-                    part.task,
-                    features,
-                    part.samples,
-                    part.indices,
-                    precision=config.precision,
-                    seed=config.seed,
+                scores, texts = said.class_scores(task, part)
+                report, scored[task.name] = _classify(task, scores, texts, part, part.truth, config.seed)
+            case MultiLabelTask() as task:
+                scores, probabilities, texts = said.finding_scores(task, part)
+                report, findings[task.name] = report_findings(
+                    task, scores, probabilities, texts, part.samples, part.indices, seed=config.seed
                 )
-            case RetrievalTask():
-                report, own = _retrieve(encoder, part.task, features, part, config, sharded)
+            case RetrievalTask() as task:
+                report, own = _retrieve(encoder, task, said.features(part), part, config, sharded)
                 queries |= own
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
@@ -145,54 +99,15 @@ def flat_results(done: Evaluation) -> list[Result]:
     return flat if done.mean_top1 is None else [done.mean_top1, *flat]
 
 
-def _prepare(task: EvalTask, opened: dict[str, _ShardImages]) -> _Prepared:
-    """The samples of a task, without their images, and their classes."""
-    if task.shards not in opened:
-        opened[task.shards] = _ShardImages(task.shards)
-    images = opened[task.shards]
-    indices = [
-        index
-        for index, sample in enumerate(images.samples)
-        if (not task.datasets or sample.dataset in task.datasets)
-        and (not task.modalities or sample.modality in task.modalities)
-    ]
-    if not indices:
-        raise ValueError(
-            f"task {task.name}: no sample of {task.shards} has dataset in {list(task.datasets) or 'any'} and "
-            f"modality in {list(task.modalities) or 'any'}"
-        )
-    samples = [images.samples[index] for index in indices]
-    truth = _truth(task, samples) if isinstance(task, ClassificationTask) else None
-    if isinstance(task, MultiLabelTask):
-        finding_targets(task, samples)
-    return _Prepared(task, images, indices, samples, truth)
-
-
-def _truth(task: ClassificationTask, samples: Sequence[Sample]) -> NDArray[np.int64]:
-    numbers = {label: number for number, label in enumerate(task.prompts.classes)}
-    truth = np.empty(len(samples), dtype=np.int64)
-    for row, sample in enumerate(samples):
-        found = [label for label in sample.labels if label in numbers]
-        if len(found) != 1:
-            raise ValueError(
-                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(numbers)} classes among its "
-                f"labels {list(sample.labels)}; exactly one is needed"
-            )
-        truth[row] = numbers[found[0]]
-    return truth
-
-
 def _classify(
-    encoder: DualEncoder,
     task: ClassificationTask,
-    features: NDArray[np.float32],
-    part: _Prepared,
+    scores: Doubles,
+    prompts: Texts,
+    part: Prepared,
     truth: NDArray[np.int64],
-    config: EvalConfig,
+    seed: int,
 ) -> tuple[TaskReport, Scored]:
-    prompts = render_prompts(task.prompts)
     samples = part.samples
-    scores = prompted_scores(encoder, as_configured(task), features, precision=config.precision)
     groups = [sample.group for sample in samples]
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)
@@ -203,13 +118,13 @@ def _classify(
     for number, label in enumerate(classes):
         own = np.flatnonzero(truth == number)
         hit = right[own].astype(np.float64)
-        recalls.append(bootstrap_mean(hit, name=label, groups=[groups[i] for i in own], seed=config.seed))
+        recalls.append(bootstrap_mean(hit, name=label, groups=[groups[i] for i in own], seed=seed))
     return (
         TaskReport(
             name=task.name,
             kind=task.kind,
             n=len(samples),
-            results=_results(task, scores, truth, groups, config.seed),
+            results=_results(task, scores, truth, groups, seed),
             examples=_examples(
                 part,
                 [classes[c] for c in truth],
@@ -225,6 +140,7 @@ def _classify(
             majority=float(confusion.sum(axis=1).max() / len(samples)),
             prompts=prompts,
             ensemble=task.ensemble,
+            score=task.score,
             prompts_sha256=digest(prompts),
             split_sha256=digest([[sample.key, classes[c]] for sample, c in zip(samples, truth, strict=True)]),
         ),
@@ -261,7 +177,7 @@ def _retrieve(
     encoder: DualEncoder,
     task: RetrievalTask,
     features: NDArray[np.float32],
-    part: _Prepared,
+    part: Prepared,
     config: EvalConfig,
     sharded: bool,
 ) -> tuple[TaskReport, dict[str, ItemScores]]:
@@ -331,7 +247,7 @@ def _retrieve(
 
 
 def _examples(
-    part: _Prepared, truth: Sequence[str], right: Sequence[bool], answers: Callable[[int], Sequence[Answer]]
+    part: Prepared, truth: Sequence[str], right: Sequence[bool], answers: Callable[[int], Sequence[Answer]]
 ) -> tuple[Example, ...]:
     """Some right and some wrong answers, spread evenly over the task: not picked by how they look."""
     chosen: list[int] = []

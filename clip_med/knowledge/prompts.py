@@ -40,6 +40,8 @@ class KnowledgePrompts:
     negative statements; with the facet `positive` for another label, presence stands against absence."""
     most: PositiveInt | None = None
     """Prompts of a class at most, the first ones; None: all. The ensemble `probability` needs equally many."""
+    project: bool = False
+    """Texts go through the projection of their facet, in evaluations of a model trained with `facets`."""
 
     def __post_init__(self) -> None:
         """Refuse nothing to say, and the same twice."""

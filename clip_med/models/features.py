@@ -60,15 +60,19 @@ def image_features(
 
 
 def image_rows(encoder: DualEncoder, images: UInt8[Tensor, "B 3 S S"]) -> Float32[Tensor, "B D"]:
-    """Unit rows on the CPU for images that lie there, by an encoder on any device; under `evaluating`.
+    """Unit rows on the CPU for images that lie there, by an encoder on any device; under `evaluating`."""
+    return torch.cat([encoder.encode_image(part).float().cpu() for part in image_parts(encoder, images)])
 
-    On a CPU the batch goes through in parts: its results may differ in the last bits from those of one piece.
+
+def image_parts(encoder: DualEncoder, images: UInt8[Tensor, "B 3 S S"]) -> tuple[UInt8[Tensor, "b 3 S S"], ...]:
+    """What goes through an encoder at once, on its device: all, or parts of the batch on a CPU.
+
+    Their results may differ in the last bits from those of one piece.
     """
     device = encoder.logit_scale.device
     if device.type != "cpu":
-        return encoder.encode_image(images.to(device)).float().cpu()
-    parts = images.contiguous(memory_format=torch.channels_last).split(_PART)
-    return torch.cat([encoder.encode_image(part).float() for part in parts])
+        return (images.to(device),)
+    return images.contiguous(memory_format=torch.channels_last).split(_PART)
 
 
 def text_features(
@@ -124,4 +128,12 @@ def evaluating(encoder: DualEncoder, precision: Precision = "fp32") -> Iterator[
         encoder.train(training)
 
 
-__all__ = ["Precision", "evaluating", "grouped_text_features", "image_features", "image_rows", "text_features"]
+__all__ = [
+    "Precision",
+    "evaluating",
+    "grouped_text_features",
+    "image_features",
+    "image_parts",
+    "image_rows",
+    "text_features",
+]

@@ -27,7 +27,13 @@ class ClassSentences:
 
     @classmethod
     def of(cls, prompts: ClassPrompts) -> ClassSentences:
-        """Rendered as `render_prompts` does it; classes in the order of the configuration."""
+        """Rendered as `render_prompts` does it; classes in the order of the configuration.
+
+        Raises:
+            ValueError: prompts that are to be projected, which is of evaluations; see also `render_prompts`.
+        """
+        if prompts.knowledge is not None and prompts.knowledge.project:
+            raise ValueError("prompts.knowledge.project is for evaluations; leave it out here")
         told, weights = render_prompts(prompts), prompt_weights(prompts)
         texts = tuple(text for own in told.values() for text in own)
         return cls(
