@@ -218,7 +218,7 @@ def _additions(
     if config.distill is not None:
         terms.append(Teacher(config.distill, encoder, config.train.precision))
     if config.align is not None:
-        terms.append(KnowledgeAlignment(config.align, encoder, config.train.precision))
+        terms.append(KnowledgeAlignment(config.align, encoder, config.train.precision, config.loss.tile))
     prototypes = [Prototypes(one, encoder, config.train.precision) for one in config.prototypes]
     for term in prototypes:
         on_start(term.coverage(spread()))

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from clip_med.losses.group_terms import against_negatives, least_alike, members, over_rows
+from clip_med.losses.group_terms import group_loss, least_alike, over_rows, owners, shares, with_negatives
 
 
 def adasp(
@@ -36,19 +36,19 @@ def adasp(
         >>> round(adasp(torch.eye(2).repeat_interleave(2, 0), torch.tensor([0, 0, 1, 1]), 4.0).item(), 4)
         0.1982
     """
-    same = groups[:, None] == groups[None, :]
-    member = members(same)
-    if len(member) < 2:
+    same, owner = groups[:, None] == groups[None, :], owners(groups)
+    if bool((owner == 0).all()):
         raise ValueError("the batch holds one group of texts; two or more are needed")
     logits = scale * features @ features.T
     away = least_alike(logits, same)
-    hardest = -over_rows(away, member)
-    easiest = over_rows(-away, member)
+    hardest = -over_rows(away, owner)
+    easiest = over_rows(-away, owner)
     with torch.no_grad():
         h, e = hardest / scale, easiest / scale
         weight = torch.where(h > 0, 2 * h * e / (h + e), 0.0)
     positive = weight * hardest + (1 - weight) * easiest
-    return against_negatives(positive, logits, same if ignored is None else same | ignored, member)
+    no_negative = same if ignored is None else same | ignored
+    return group_loss(positive, with_negatives(shares(positive, owner), logits, no_negative), owner)
 
 
 __all__ = ["adasp"]

@@ -39,14 +39,16 @@ class SigmoidConfig:
 
 @config
 class GroupPositivesConfig:
-    """KEEP's loss: one positive for each group of samples of one first label. All logits are held on every rank.
+    """KEEP's loss: one positive for each group of samples of one first label. Every rank computes the whole batch.
 
+    tile: rows of logits held at a time, and computed again in the backward pass; None: all.
     relatives: labels that are ancestors or descendants of each other in the knowledge are no negatives.
     findings: label to the id of its finding, where the label alone does not say it.
     path: a file or folder of knowledge; None: the shipped base.
     """
 
     kind: Literal["group_positives"] = "group_positives"
+    tile: PositiveInt | None = None
     relatives: bool = True
     findings: Mapping[str, str] = field(default_factory=dict[str, str])
     path: Path | None = None
@@ -54,13 +56,15 @@ class GroupPositivesConfig:
 
 @config
 class SoftTargetsConfig:
-    """MedCLIP's loss: soft targets from products of label vectors. A rank holds its rows of logits.
+    """MedCLIP's loss: soft targets from products of label vectors.
 
+    tile: rows of logits held at a time, and computed again in the backward pass; None: all of a rank's.
     similarity: `dot` counts shared labels, as MedCLIP's code; `cosine` as its paper.
     sharpness: what similarities are multiplied with before their softmax is the target; 1 in MedCLIP.
     """
 
     kind: Literal["soft_targets"] = "soft_targets"
+    tile: PositiveInt | None = None
     similarity: Literal["dot", "cosine"] = "dot"
     sharpness: PositiveFloat = 1.0
 

@@ -40,7 +40,7 @@ def build_loss(config: LossConfig, relatives: Relatives | None = None) -> Contra
         case SigmoidConfig():
             return partial(_tiled_sigmoid, config)
         case GroupPositivesConfig():
-            return partial(_group_positives, relatives)
+            return partial(_group_positives, config, relatives)
         case SoftTargetsConfig():
             return partial(_soft_targets, config)
 
@@ -134,6 +134,7 @@ def _tiled_sigmoid(
 
 
 def _group_positives(
+    config: GroupPositivesConfig,
     relatives: Relatives | None,
     image_features: Float[Tensor, "b D"],
     text_features: Float[Tensor, "b D"],
@@ -148,6 +149,7 @@ def _group_positives(
         logit_scale.exp().reshape(()),
         gather(ids),
         relatives,
+        tile=config.tile,
     )
 
 
@@ -171,6 +173,7 @@ def _soft_targets(
         row_offset=rank() * len(image_features),
         similarity=config.similarity,
         sharpness=config.sharpness,
+        tile=config.tile,
     )
 
 

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from clip_med.losses.group_terms import against_negatives, least_alike, members, over_rows
+from clip_med.losses.group_terms import group_loss, least_alike, over_rows, owners, shares, with_negatives
 from clip_med.losses.positives import positive_pairs
+from clip_med.losses.row_parts import by_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,18 +25,22 @@ class Relatives:
     ids: Int64[Tensor, " K"]
     related: Bool[Tensor, "K K"]
 
-    def pairs(self, groups: Int64[Tensor, " N"]) -> Bool[Tensor, "N N"]:
-        """Which rows belong to related groups; ids that are not known have no relatives.
+    def pairs(self, rows: Int64[Tensor, " R"], columns: Int64[Tensor, " N"]) -> Bool[Tensor, "R N"]:
+        """Which rows and columns belong to related groups; ids that are not known have no relatives.
 
         Example:
             >>> known = Relatives(torch.tensor([3, 8]), torch.tensor([[False, True], [True, False]]))
-            >>> known.pairs(torch.tensor([8, 5, 3])).int().tolist()
-            [[0, 0, 1], [0, 0, 0], [1, 0, 0]]
+            >>> known.pairs(torch.tensor([8, 5]), torch.tensor([8, 5, 3])).int().tolist()
+            [[0, 0, 1], [0, 0, 0]]
         """
-        ids, related = self.ids.to(groups.device), self.related.to(groups.device)
+        row, row_known = self._place(rows)
+        column, column_known = self._place(columns)
+        return self.related.to(rows.device)[row][:, column] & row_known[:, None] & column_known[None, :]
+
+    def _place(self, groups: Int64[Tensor, " N"]) -> tuple[Int64[Tensor, " N"], Bool[Tensor, " N"]]:
+        ids = self.ids.to(groups.device)
         place = torch.searchsorted(ids, groups).clamp(max=len(ids) - 1)
-        known = ids[place] == groups
-        return related[place][:, place] & known[:, None] & known[None, :]
+        return place, ids[place] == groups
 
 
 def group_positives(
@@ -44,6 +49,8 @@ def group_positives(
     logit_scale: Float[Tensor, ""],
     group_ids: Int64[Tensor, "G L"],
     relatives: Relatives | None = None,
+    *,
+    tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """L = 1/2 (i2t + t2i), i2t = -mean_g log pos_g / (pos_g + sum_{a in g, b not in g} e^{s v_a . t_b}).
 
@@ -60,6 +67,7 @@ def group_positives(
         logit_scale: s, already exponentiated.
         group_ids: as in `Batch`; a row's group is its first label, without one its caption.
         relatives: of groups; None: none are known.
+        tile: rows of logits at a time, computed again in the backward pass; None: all.
 
     Example:
         >>> rows, ids = torch.eye(2).repeat_interleave(2, 0), torch.tensor([[0], [0], [1], [1]])
@@ -67,31 +75,34 @@ def group_positives(
         0.0707
     """
     groups = _groups(group_ids)
-    same = groups[:, None] == groups[None, :]
-    no_negative = same | positive_pairs(group_ids, group_ids)
-    if relatives is not None:
-        no_negative |= relatives.pairs(groups)
-    member = members(same)
+    owner = owners(groups)
+
+    def same(rows: slice) -> Bool[Tensor, "R G"]:
+        return groups[rows, None] == groups[None, :]
+
+    def no_negative(rows: slice) -> Bool[Tensor, "R G"]:
+        pairs = same(rows) | positive_pairs(group_ids[rows], group_ids, rows.start)
+        return pairs if relatives is None else pairs | relatives.pairs(groups[rows], groups)
+
+    def one_way(own: Float[Tensor, "G D"], other: Float[Tensor, "G D"]) -> Float[Tensor, ""]:
+        away = by_rows(lambda rows: least_alike(own[rows] @ other.T, same(rows)), len(own), tile)
+        positive = over_rows(-away, owner)
+        share = shares(positive, owner)
+        every = by_rows(
+            lambda rows: with_negatives(share[rows], own[rows] @ other.T, no_negative(rows)), len(own), tile
+        )
+        return group_loss(positive, every, owner)
+
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     with torch.autocast(image_features.device.type, enabled=False):
-        logits = (logit_scale.to(dtype) * image_features.to(dtype)) @ text_features.to(dtype).T
-        return (_one_way(logits, same, no_negative, member) + _one_way(logits.T, same, no_negative, member)) / 2
+        image, text = logit_scale.to(dtype) * image_features.to(dtype), text_features.to(dtype)
+        return (one_way(image, text) + one_way(text, image)) / 2
 
 
 def _groups(group_ids: Int64[Tensor, "G L"]) -> Int64[Tensor, " G"]:
     """The first label of each row, or its caption where it has none."""
     first = group_ids[:, min(1, group_ids.shape[1] - 1)]
     return first.where(first >= 0, group_ids[:, 0])
-
-
-def _one_way(
-    logits: Float[Tensor, "G G"],
-    same: Bool[Tensor, "G G"],
-    no_negative: Bool[Tensor, "G G"],
-    member: Bool[Tensor, "K G"],
-) -> Float[Tensor, ""]:
-    positive = over_rows(-least_alike(logits, same), member)
-    return against_negatives(positive, logits, no_negative, member)
 
 
 __all__ = ["Relatives", "group_positives"]

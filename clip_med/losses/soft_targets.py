@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from clip_med.losses.row_parts import by_rows
+
 
 def soft_target_loss(
     image_features: Float[Tensor, "b D"],
@@ -22,6 +24,7 @@ def soft_target_loss(
     row_offset: int = 0,
     similarity: Literal["dot", "cosine"] = "dot",
     sharpness: float = 1.0,
+    tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """L = 1/2 [H(Q, softmax(s v t')) + H(Q, softmax(s t v'))], Q = softmax(sharpness Y), the mean over the local rows.
 
@@ -31,7 +34,8 @@ def soft_target_loss(
     is absent. A sample without labels is like itself alone (Y_ii = 1), where MedCLIP calls it "No Finding". Sharpness
     is 1 in MedCLIP; without limit, and with one label each, the targets become those of equal labels.
 
-    Arguments as in `info_nce`; column 0 of `group_ids`, the caption, is not looked at.
+    Arguments as in `info_nce`; column 0 of `group_ids`, the caption, is not looked at. `tile`: rows of logits at a
+    time, computed again in the backward pass; None: all.
 
     Example:
         >>> rows, ids = torch.eye(2), torch.tensor([[0, 7], [1, 8]])
@@ -43,13 +47,18 @@ def soft_target_loss(
     all_ids = group_ids if all_group_ids is None else all_group_ids
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     with torch.autocast(image_features.device.type, enabled=False):
-        alike = label_products(group_ids[:, 1:], all_ids[:, 1:], row_offset, similarity).to(dtype)
-        target = F.softmax(sharpness * alike, dim=1)
-        scale = logit_scale.to(dtype)
-        image_logits = (scale * image_features.to(dtype)) @ all_text.to(dtype).T
-        text_logits = (scale * text_features.to(dtype)) @ all_image.to(dtype).T
-        # Y is symmetric over all samples: the local rows of Y' are those of Y.
-        return (F.cross_entropy(image_logits, target) + F.cross_entropy(text_logits, target)) / 2
+        scale, all_image, all_text = logit_scale.to(dtype), all_image.to(dtype), all_text.to(dtype)
+        image, text = scale * image_features.to(dtype), scale * text_features.to(dtype)
+
+        def of_rows(rows: slice) -> Float[Tensor, " r"]:
+            offset = row_offset + rows.start
+            alike = label_products(group_ids[rows, 1:], all_ids[:, 1:], offset, similarity).to(dtype)
+            target = F.softmax(sharpness * alike, dim=1)
+            # Y is symmetric over all samples: the local rows of Y' are those of Y.
+            one = F.cross_entropy(image[rows] @ all_text.T, target, reduction="none")
+            return (one + F.cross_entropy(text[rows] @ all_image.T, target, reduction="none")) / 2
+
+        return by_rows(of_rows, len(image), tile).mean()
 
 
 def label_products(

@@ -12,6 +12,7 @@ from clip_med.config import PositiveFloat, config
 from clip_med.data.batch import Batch
 from clip_med.distributed import gather, gather_with_gradient, rank
 from clip_med.losses.infonce import info_nce
+from clip_med.losses.tiled_infonce import tiled_info_nce
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.text_only import TextOnly
@@ -48,9 +49,13 @@ class KnowledgeAlignment:
     """
 
     def __init__(
-        self, settings: AlignConfig, model: DualEncoder, precision: Literal["fp32", "bf16", "pure_bf16"]
+        self,
+        settings: AlignConfig,
+        model: DualEncoder,
+        precision: Literal["fp32", "bf16", "pure_bf16"],
+        tile: int | None = None,
     ) -> None:
-        self._settings, self._precision = settings, precision
+        self._settings, self._precision, self._tile = settings, precision, tile
         self.encoder = TextOnly(settings.text)
         self.encoder.to(model.logit_scale.device).eval().requires_grad_(False)
         ours, theirs = int(model.model_cfg["embed_dim"]), self.encoder.width
@@ -76,17 +81,20 @@ class KnowledgeAlignment:
     ) -> Float[Tensor, ""]:
         """What is minimised; exact across ranks as the contrastive loss is."""
         known = self.features(batch).to(text_features.dtype)
-        ids = batch.group_ids.to(known.device)
-        aligned = info_nce(
-            text_features,
-            known,
-            text_features.new_tensor(self._settings.scale),
-            ids,
-            all_image_features=gather_with_gradient(text_features),
-            all_text_features=gather(known),
-            all_group_ids=gather(ids),
-            row_offset=rank() * len(known),
-        )
+        ids, scale = batch.group_ids.to(known.device), text_features.new_tensor(self._settings.scale)
+        if self._tile is not None:
+            aligned = tiled_info_nce(text_features, known, scale, ids, tile=self._tile)
+        else:
+            aligned = info_nce(
+                text_features,
+                known,
+                scale,
+                ids,
+                all_image_features=gather_with_gradient(text_features),
+                all_text_features=gather(known),
+                all_group_ids=gather(ids),
+                row_offset=rank() * len(known),
+            )
         return (objective + self._settings.weight * aligned) / (1 + self._settings.weight)
 
 

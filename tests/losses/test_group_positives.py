@@ -19,6 +19,7 @@ from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.losses.group_positives import Relatives, group_positives
 from clip_med.losses.infonce import info_nce
 from clip_med.training.relatives import label_relatives
+from tests.losses.test_tiled_losses import LargestTensor
 from tests.tiny_run import tiny_config
 
 # Caption, label, label. Groups: 4 | 5 | 6 | the caption 93; captions 90 and labels 5 are shared over groups.
@@ -103,10 +104,22 @@ def test_what_underflows_in_keep_is_finite_here() -> None:
     assert v.grad.isfinite().all()
 
 
-def test_the_configuration_has_no_tiles_and_the_loss_wants_groups() -> None:
-    for key, value in (("tile", 8), ("exchange", "ring")):
-        with pytest.raises(ConfigError, match=f"loss.*{key}"):
-            validate(OnlyLoss, {"loss": {"kind": "group_positives", key: value}})
+@pytest.mark.parametrize("tile", [1, 3, 7, 100])
+def test_parts_of_the_rows_give_the_same_loss_and_gradients_and_hold_no_square(tile: int) -> None:
+    found: list[list[Tensor]] = []
+    for part in (None, tile):
+        v, t, s = rows(8).requires_grad_(), rows(9).requires_grad_(), torch.tensor(20.0).double().requires_grad_()
+        with LargestTensor() as seen:
+            value = group_positives(v, t, s, IDS, RELATIVES, tile=part)
+            found.append([value.detach(), *torch.autograd.grad(value, (v, t, s))])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+    # Seven rows of features of five numbers; a share beside seven logits.
+    assert seen.elements == max(7 * 5, min(tile, 7) * 8)
+
+
+def test_the_configuration_has_no_ring_and_the_loss_wants_groups() -> None:
+    with pytest.raises(ConfigError, match=r"loss.*exchange"):
+        validate(OnlyLoss, {"loss": {"kind": "group_positives", "exchange": "ring"}})
     assert chance_loss(GroupPositivesConfig(), 128) is None
     with pytest.raises(ValueError, match="needs loader\\.positives: label"):
         dataclasses.replace(tiny_config(Path("shards")), loss=GroupPositivesConfig())
@@ -124,7 +137,8 @@ def test_relatives_are_ancestors_and_two_names_of_one_finding() -> None:
     ids = torch.tensor([text_id(label, "label") for label in labels])
     expected = torch.zeros(4, 4, dtype=torch.bool)
     expected[0, 1] = expected[1, 0] = expected[2, 3] = expected[3, 2] = True
-    assert torch.equal(relatives.pairs(ids), expected)
+    assert torch.equal(relatives.pairs(ids, ids), expected)
+    assert torch.equal(relatives.pairs(ids[1:3], ids), expected[1:3])
     assert line == "groups: 4 labels, 2 pairs of relatives; not known: -"
     assert label_relatives(GroupPositivesConfig(), columns)[1].endswith("1 pairs of relatives; not known: nonsense")
     with pytest.raises(ValueError, match="no id of a finding"):

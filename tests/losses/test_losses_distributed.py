@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -30,7 +31,12 @@ CONFIGS: list[LossConfig] = [
 ]
 CASES: dict[str, tuple[LossConfig, bool]] = {
     f"{config} {multi_positive}": (config, multi_positive) for config in CONFIGS for multi_positive in (False, True)
-} | {"groups": (GroupPositivesConfig(), True), "soft": (SoftTargetsConfig(sharpness=3.0), True)}
+} | {
+    "groups": (GroupPositivesConfig(), True),
+    "groups in parts": (GroupPositivesConfig(tile=3), True),
+    "soft": (SoftTargetsConfig(sharpness=3.0), True),
+    "soft in parts": (SoftTargetsConfig(sharpness=3.0, tile=3), True),
+}
 
 
 class Pair(nn.Module):
@@ -52,12 +58,10 @@ class Pair(nn.Module):
 
 
 def plain(config: LossConfig) -> LossConfig:
-    """The same loss without tiles and ring; group positives and soft targets have neither."""
-    return (
-        config
-        if isinstance(config, GroupPositivesConfig | SoftTargetsConfig)
-        else PLAIN[isinstance(config, SigmoidConfig)]
-    )
+    """The same loss without tiles and ring."""
+    if isinstance(config, GroupPositivesConfig | SoftTargetsConfig):
+        return dataclasses.replace(config, tile=None)
+    return PLAIN[isinstance(config, SigmoidConfig)]
 
 
 def inputs(multi_positive: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -139,7 +143,7 @@ def test_ranks_compute_the_loss_and_gradients_of_one_process(ranks: RankServer, 
     assert ranks.results(size, run_rank, str(tmp_path / "results.pt")) == [len(CASES)] * size
     results = torch.load(tmp_path / "results.pt", weights_only=True)
     assert set(results) == set(CASES)
-    assert len(CASES) == 22
+    assert len(CASES) == 24
     for name, (config, multi_positive) in CASES.items():
         # One process, the plain loss.
         module = Pair(plain(config))

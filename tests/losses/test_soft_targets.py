@@ -92,9 +92,19 @@ def test_targets_do_not_depend_on_what_is_one_pair_or_on_the_order() -> None:
     assert torch.equal(products, products.T)
 
 
-def test_the_configuration_has_no_tiles_and_the_loss_wants_labels() -> None:
-    with pytest.raises(ConfigError, match=r"loss.*tile"):
-        validate(OnlyLoss, {"loss": {"kind": "soft_targets", "tile": 8}})
+@pytest.mark.parametrize("tile", [1, 3, 8])
+def test_parts_of_the_rows_give_the_same_loss_and_gradients(tile: int) -> None:
+    found: list[list[Tensor]] = []
+    for part in (None, tile):
+        v, t, s = rows(8).requires_grad_(), rows(9).requires_grad_(), torch.tensor(20.0).double().requires_grad_()
+        value = soft_target_loss(v, t, s, IDS, similarity="cosine", sharpness=3.0, tile=part)
+        found.append([value.detach(), *torch.autograd.grad(value, (v, t, s))])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-13)
+
+
+def test_the_configuration_has_no_ring_and_the_loss_wants_labels() -> None:
+    with pytest.raises(ConfigError, match=r"loss.*exchange"):
+        validate(OnlyLoss, {"loss": {"kind": "soft_targets", "exchange": "ring"}})
     assert chance_loss(SoftTargetsConfig(), 128) is None
     with pytest.raises(ValueError, match="group ids"):
         build_loss(SoftTargetsConfig())(rows(6), rows(7), torch.tensor(1.0), None, None)

@@ -29,7 +29,7 @@ from clip_med.training.terms import Term
 from tests.tiny_run import TINY
 from tests.training.steps import gradients
 
-KINDS = ("align", "prototypes", "facets", "queries", "facets and captions")
+KINDS = ("align", "align in tiles", "prototypes", "facets", "queries", "facets and captions")
 CAPTIONS = ("left effusion", "a small nodule", "right lung", "upper lobe", "left effusion", "effusion of the lung")
 LABELS = (("cyst",), ("mass",), ("cyst", "mass"), (), ("Fine",), ("other",))
 _CAPTION_IDS = (0, 1, 2, 3, 0, 5)
@@ -122,8 +122,9 @@ def step_gradients(
     terms: list[Term] = []
     asked = told = None
     match kind:
-        case "align":
-            terms.append(KnowledgeAlignment(AlignConfig(text=tower(bert), weight=weight), encoder, "fp32"))
+        case "align" | "align in tiles":
+            tile = 4 if kind == "align in tiles" else None
+            terms.append(KnowledgeAlignment(AlignConfig(text=tower(bert), weight=weight), encoder, "fp32", tile))
         case "prototypes":
             terms.append(prototypes(encoder, weight))
         case "facets":
