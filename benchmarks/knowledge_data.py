@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from clip_med.data.shards import ShardSet
-from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts, render_prompts
+from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts
 from data_prep.table import TableConfig, TableSource
 from data_prep.writing import source_to_shards
 
@@ -30,18 +30,18 @@ class Task:
         """The class that is left out of training with this seed."""
         return sorted(self.classes)[seed % len(self.classes)]
 
-    def prompts(self, kind: str) -> dict[str, tuple[str, ...]]:
-        """The prompts of every class."""
+    def prompts(self, kind: str, *, project: bool = False) -> ClassPrompts:
+        """What every class is told by; `project`: through the projections of a model that has learnt them."""
         names = {label: (name,) for label, name in self.classes.items()}
-        told = KnowledgePrompts(facets=("definition", "appearance"), modality=self.modality)
+        told = KnowledgePrompts(facets=("definition", "appearance"), modality=self.modality, project=project)
         match kind:
             case "name":
                 chosen = None
             case "description":
                 chosen = told
             case _:
-                chosen = KnowledgePrompts(facets=("name", *told.facets), modality=self.modality)
-        return render_prompts(ClassPrompts(classes=names, templates=(self.template,), knowledge=chosen))
+                chosen = replace(told, facets=("name", *told.facets))
+        return ClassPrompts(classes=names, templates=(self.template,), knowledge=chosen)
 
 
 def _same(*names: str) -> dict[str, str]:
