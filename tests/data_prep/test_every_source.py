@@ -24,6 +24,7 @@ from clip_med.data.shards import ShardSet
 from tests.conftest import SHARED
 from tests.data_prep.test_embedded import table as embedded_table
 from tests.data_prep.test_official_splits import few_shot
+from tests.data_prep.test_parts import files
 from tests.data_prep.test_report_tree import REPORT
 from tests.data_prep.test_slides import drawn, slide
 
@@ -133,10 +134,6 @@ def actions_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
 def test_every_action_is_a_source_that_is_tried_here_or_known_to_be_none() -> None:
     assert set(actions_of(actions_of(build_parser())["data"])) == OTHERS | {name for name, _ in CASES}
     assert [source.name for source in SOURCES] == list(dict.fromkeys(name for name, _ in CASES))
-
-
-def files(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize(("source", "recipe"), CASES, ids=[recipe.__name__ for _, recipe in CASES])

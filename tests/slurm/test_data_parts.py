@@ -11,14 +11,11 @@ from PIL import Image
 
 from clip_med.cli import main
 from slurm.record import queue, status
+from tests.data_prep.test_parts import files
 from tests.slurm.cluster import Cluster
 from tests.slurm.test_cluster import wait
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-
-def files(out: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
 def test_a_failed_part_is_named_and_only_it_runs_again_and_the_bytes_are_those_of_one_process(
