@@ -102,7 +102,8 @@ class MultiLabelTask:
             )
         if self.score == "pair" and self.absent is None and self.prompts.knowledge is None:
             raise ValueError("absent: score pair needs what says that each finding is not there, or prompts.knowledge")
-        _check_weights(self.prompts, self.ensemble)
+        for prompts in (self.prompts, self.absent or self.prompts):
+            _check_weights(prompts, self.ensemble)
         _check_queries(self.score, self.knowledge_encoder, self.ensemble)
         self._check_partners({label: len(texts) for label, texts in self.present_texts().items()}, self.absent_texts())
 
@@ -115,6 +116,18 @@ class MultiLabelTask:
         if self.score != "pair":
             return {}
         return absence_prompts(self.prompts) if self.absent is None else render_prompts(self.absent)
+
+    def weights(self) -> tuple[tuple[float, ...], ...] | None:
+        """The weight of each text, finding by finding, those of presence first; None where all count alike."""
+        both = [prompt_weights(self.prompts), None if self.absent is None else prompt_weights(self.absent)]
+        if both == [None, None]:
+            return None
+        texts = [self.present_texts(), self.absent_texts()]
+        return tuple(
+            weights
+            for own, told in zip(both, texts, strict=True)
+            for weights in (own or [(1.0,) * len(some) for some in told.values()])
+        )
 
     def _check_partners(self, present: Mapping[str, int], absent: Mapping[str, Sequence[str]]) -> None:
         """Of the ensemble `probability`, which compares prompt with prompt."""

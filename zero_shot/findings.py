@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.data.sample import Sample
-from clip_med.knowledge.prompts import prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, grouped_text_features
 from zero_shot.calibration import softmax
@@ -41,7 +40,7 @@ def finding_scores(
     """
     present = prompt_features(encoder, task.prompts, precision=precision)
     scale = float(encoder.logit_scale.detach().exp())
-    weights = prompt_weights(task.prompts)
+    weights = task.weights()
 
     def scores_of(prompts: Sequence[Floats], own: Sequence[Sequence[float]] | None) -> Doubles:
         return class_scores(features, prompts, scale=scale, ensemble=task.ensemble, weights=own)
@@ -49,9 +48,10 @@ def finding_scores(
     match task.score:
         case "pair":
             absent = grouped_text_features(encoder, task.absent_texts().values(), precision=precision)
+            count = len(present)
             pairs = [
-                scores_of((there, denied), None if weights is None else (weights[k], (1.0,) * len(denied)))
-                for k, (there, denied) in enumerate(zip(present, absent, strict=True))
+                scores_of((present[k], absent[k]), None if weights is None else (weights[k], weights[count + k]))
+                for k in range(count)
             ]
             if task.ensemble == "probability":
                 shares = np.stack([pair[:, 0] for pair in pairs], axis=1)

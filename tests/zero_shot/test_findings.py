@@ -167,6 +167,27 @@ def test_presence_and_absence_come_from_the_knowledge_base(shards: Path) -> None
     assert next(r.value for r in done.tasks[0].results if r.name == "AUROC cyst") == 1.0
 
 
+def test_properties_of_presence_and_of_absence_have_weights(shards: Path) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY).eval()
+    features = image_features(encoder, ShardSet.open(shards), range(24))
+    chosen = KnowledgePrompts(facets=("attributes",), attribute_weights={"shape": 0.25}, most=3)
+    told = [ClassPrompts(classes={"cyst": (name,)}, knowledge=chosen) for name in ("kidney_cyst", "kidney_tumour")]
+    task = findings(shards, prompts=told[0], absent=told[1])
+    weights = task.weights()
+    assert weights is not None
+    assert 0.25 in weights[0]
+    expected = np.zeros(24)
+    for sign, texts, own in zip((1, -1), (task.present_texts(), task.absent_texts()), weights, strict=True):
+        mean = np.average(text_features(encoder, texts["cyst"]).astype(np.float64), axis=0, weights=own)
+        expected += sign * float(encoder.logit_scale.detach().exp()) * (features @ mean) / np.linalg.norm(mean)
+    assert finding_scores(encoder, task, features)[0][:, 0] == pytest.approx(expected, abs=1e-4)
+    plain_absence = findings(shards, prompts=told[0], absent=ClassPrompts(classes={"cyst": ("cyst", "sac")}))
+    assert plain_absence.weights() == (weights[0], (1.0, 1.0))
+    with pytest.raises(ValueError, match="ensemble max has no weights of prompts"):
+        findings(shards, prompts=ClassPrompts(classes={"cyst": ("cyst",)}), absent=told[1], ensemble="max")
+
+
 def test_digests_follow_prompts_and_labels_and_the_trainer_gets_every_finding(shards: Path, tmp_path: Path) -> None:
     other = write_labelled(tmp_path / "other", {**{i: {"labels": own} for i, own in HAS.items()}, 1: {"labels": ()}})
     first, second, third = (
