@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from zero_shot.intervals import bootstrap_mean, bootstrap_median, bootstrap_metrics, mean_of_means
 from zero_shot.metrics import auroc, recall_at_k
 from zero_shot.result import Result
+from zero_shot.sorted_scores import SortedScores
 
 LOW, HIGH = 0.92, 0.98
 # Sixty patients with one to six images each, and as many images for themselves.
@@ -88,6 +89,31 @@ def test_auroc(patients: bool) -> None:
     # Scores of the two sides differ by 1, and by chance with twice the variance of one score.
     truth = 0.5 * math.erfc(-1 / math.sqrt(2 * (2 if patients else 1)) / math.sqrt(2))
     assert LOW <= coverage(found, truth) <= HIGH
+
+
+def test_average_precision_is_too_high_on_few_images() -> None:
+    """What the documentation says of AUPRC: 200 images, of which 40 have the finding; 800 sets at once."""
+    rng = np.random.default_rng(6)
+    count, positive = 200, np.arange(200) < 40
+    scores = positive + rng.normal(size=(800, count))
+    order = np.argsort(-scores, axis=1)
+    there = positive[order]
+
+    def of_sets(rows: NDArray[np.int64]) -> list[float]:
+        weights = np.bincount(rows, minlength=count)[order]
+        found = (weights * there).cumsum(axis=1)
+        precision = found / np.maximum(weights.cumsum(axis=1), 1)
+        return ((weights * there * precision).sum(axis=1) / found[:, -1]).tolist()
+
+    everything = np.ones(count, dtype=np.int64)
+    assert of_sets(np.arange(count))[0] == pytest.approx(SortedScores(scores[0], positive).areas(everything)[1])
+    found = bootstrap_metrics(of_sets, names=["AUPRC"] * 800, n=count, replicates=200)
+    many = np.arange(400_000) < 80_000
+    truth = SortedScores(many + rng.normal(size=400_000), many).areas(np.ones(400_000, dtype=np.int64))[1]
+    assert truth < np.mean([result.value for result in found]) < truth + 0.03
+    assert LOW <= coverage(found, truth) <= HIGH
+    # Those that miss lie too high.
+    assert np.mean([result.high < truth for result in found]) < 0.02
 
 
 def test_median_rank() -> None:
