@@ -17,7 +17,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, evaluating, image_parts
+from clip_med.models.features import Precision, evaluating, of_images
 from clip_med.models.image_tokens import features_and_tokens
 from clip_med.models.query_decoder import QueryDecoder
 from clip_med.models.text_only import TextOnly
@@ -86,9 +86,9 @@ def query_answers(
     batches = eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers)
     with evaluating(encoder, precision), closing(batches):
         for batch in batches:
-            parts = image_parts(encoder, batch.images)
-            each = [decoder(features_and_tokens(encoder, part)[1], queries.rows).double().cpu() for part in parts]
-            answers = torch.cat(each)
+            answers = of_images(
+                encoder, batch.images, lambda part: decoder(features_and_tokens(encoder, part)[1], queries.rows)
+            ).double()
             if not bool(answers.isfinite().all()):
                 first = int((~answers.isfinite()).any(dim=1).nonzero()[0])
                 raise ValueError(f"{shards.tar(int(batch.indices[first]))}: {batch.keys[first]}: answer is not finite")

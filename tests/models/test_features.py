@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip_med.data.shards import ShardSet
-from clip_med.models.features import evaluating, image_features, image_rows, text_features
+from clip_med.models.features import Precision, evaluating, image_features, image_rows, text_features
 from clip_med.models.folder import build_model
 from tests.labelled_shards import write_labelled
 from tests.tiny_run import TINY
@@ -36,14 +36,32 @@ def test_rows_stay_in_the_given_order_whatever_is_encoded_together(tmp_path: Pat
     assert image_features(encoder, shards, []).shape == text_features(encoder, []).shape == (0, 0)
 
 
-def test_parts_of_a_batch_are_those_of_the_whole() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_cores_with_a_piece_each_give_what_one_gives(precision: Precision) -> None:
     torch.manual_seed(0)
     encoder = build_model(TINY)
     images = torch.randint(0, 255, (35, 3, 32, 32), dtype=torch.uint8)
-    with evaluating(encoder):
-        rows, whole = image_rows(encoder, images), encoder.encode_image(images)
-    np.testing.assert_allclose(rows, whole, rtol=0, atol=1e-6)
-    assert (rows - rows[:1]).norm(dim=1)[1:].min() > 1e-3
+    texts = [f"{'very ' * (i % 7)}small mass {i}" for i in range(40)]
+    with evaluating(encoder, precision):
+        one, whole = image_rows(encoder, images), encoder.encode_image(images)
+    said = text_features(encoder, texts, precision=precision)
+    torch.set_num_threads(2)
+    with evaluating(encoder, precision):
+        two = image_rows(encoder, images)
+    assert not two.requires_grad
+    torch.testing.assert_close(two, one, rtol=0, atol=0)
+    np.testing.assert_array_equal(text_features(encoder, texts, precision=precision), said)
+    assert torch.get_num_threads() == 2
+    np.testing.assert_allclose(two, whole, rtol=0, atol=1e-6 if precision == "fp32" else 0.03)
+    assert (two - two[:1]).norm(dim=1)[1:].min() > 1e-3
+
+
+def test_an_error_in_a_piece_comes_through_and_threads_come_back() -> None:
+    encoder = build_model(TINY)
+    torch.set_num_threads(2)
+    with evaluating(encoder), pytest.raises(RuntimeError):
+        image_rows(encoder, torch.zeros(35, 3, 64, 64, dtype=torch.uint8))
+    assert torch.get_num_threads() == 2
 
 
 def test_bf16_is_near_and_leaves_unit_rows_of_fp32(tmp_path: Path) -> None:
