@@ -16,7 +16,7 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, evaluating, image_rows
-from zero_shot.config import ClassificationTask, EvalTask
+from zero_shot.config import ClassificationTask, EvalTask, RetrievalTask
 from zero_shot.corruptions import Corruption, corrupt
 
 Condition = tuple[Corruption, int] | None
@@ -43,13 +43,11 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
     """The images of a task; with `limit` so many of them at most, spread evenly over the set.
 
     Raises:
-        ValueError: no image, one with none or several of the classes, a limit below 1, or a task that is scored by
-            queries; names task and key.
+        ValueError: no image, one with none or several of the classes, a limit below 1, or see `selected`; names task
+            and key.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}")
-    if task.score == "queries":
-        raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
     shards = ShardSet.open(task.shards)
     chosen = selected(shards, task)
     if not chosen:
@@ -76,7 +74,13 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
 
 
 def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
-    """Number and metadata of every sample of a task; there may be none."""
+    """Number and metadata of every sample of a task that compares images with texts; there may be none.
+
+    Raises:
+        ValueError: a task that asks the decoder, of which only a whole evaluation knows.
+    """
+    if not isinstance(task, RetrievalTask) and task.score == "queries":
+        raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
     every = ((index, shards.metadata(index)) for index in range(len(shards)))
     return [
         (index, sample)

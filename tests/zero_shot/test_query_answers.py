@@ -22,12 +22,12 @@ from clip_med.training.queries import KnowledgeQueries, QueryConfig
 from tests.labelled_shards import CLASS_OF, CLASSES, write_labelled
 from tests.models.tiny_bert import write_bert
 from tests.tiny_run import TINY
-from zero_shot.conditions import labelled
 from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask
 from zero_shot.prompt_features import prompt_features
 from zero_shot.query_answers import Queries
 from zero_shot.report import write_report
 from zero_shot.report_maps import similarity_maps
+from zero_shot.scoring import evaluated_sets
 from zero_shot.suite import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -120,8 +120,10 @@ def test_what_cannot_be_asked_is_refused_by_name(
     with pytest.raises(ValueError, match="knowledge_encoder is for score queries, got score cosine"):
         ClassificationTask(name="t", shards="s", prompts=prompts, knowledge_encoder=bert)
     # What compares images with prompts does not know the decoder.
-    with pytest.raises(ValueError, match="score queries is known to clip-med eval only"):
-        labelled(ClassificationTask(name="t", shards=str(shards), prompts=prompts, score="queries"))
+    for task in (ClassificationTask, MultiLabelTask):
+        asked = EvalConfig(tasks=(task(name="t", shards=str(shards), prompts=prompts, score="queries"),))
+        with pytest.raises(ValueError, match="task t: score queries is known to clip-med eval only"):
+            evaluated_sets(asked, {})
 
 
 def test_prompts_go_through_the_projection_of_their_facet() -> None:
