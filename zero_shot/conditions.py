@@ -54,23 +54,33 @@ def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
         raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
     if limit is not None and limit < len(chosen):
         chosen = [chosen[number * len(chosen) // limit] for number in range(limit)]
-    classes = list(task.prompts.classes)
-    truth: list[int] = []
-    for _, sample in chosen:
-        found = [classes.index(label) for label in sample.labels if label in classes]
-        if len(found) != 1:
-            raise ValueError(
-                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(classes)} classes among its "
-                f"labels {list(sample.labels)}; exactly one is needed"
-            )
-        truth += found
+    samples = tuple(sample for _, sample in chosen)
     return Labelled(
         task=task,
         shards=shards,
         indices=tuple(index for index, _ in chosen),
-        samples=tuple(sample for _, sample in chosen),
-        truth=np.array(truth, dtype=np.int64),
+        samples=samples,
+        truth=true_classes(task, samples),
     )
+
+
+def true_classes(task: ClassificationTask, samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """[N] number of the class that each sample has among its labels.
+
+    Raises:
+        ValueError: a sample with none or several of the classes; names task and key.
+    """
+    numbers = {label: number for number, label in enumerate(task.prompts.classes)}
+    truth = np.empty(len(samples), dtype=np.int64)
+    for row, sample in enumerate(samples):
+        found = [label for label in sample.labels if label in numbers]
+        if len(found) != 1:
+            raise ValueError(
+                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(numbers)} classes among its "
+                f"labels {list(sample.labels)}; exactly one is needed"
+            )
+        truth[row] = numbers[found[0]]
+    return truth
 
 
 def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
@@ -82,12 +92,14 @@ def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
     if not isinstance(task, RetrievalTask) and task.score == "queries":
         raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
     every = ((index, shards.metadata(index)) for index in range(len(shards)))
-    return [
-        (index, sample)
-        for index, sample in every
-        if (not task.datasets or sample.dataset in task.datasets)
-        and (not task.modalities or sample.modality in task.modalities)
-    ]
+    return [(index, sample) for index, sample in every if is_of(task, sample)]
+
+
+def is_of(task: EvalTask, sample: Sample) -> bool:
+    """Whether a sample is of the data sets and modalities of a task."""
+    return (not task.datasets or sample.dataset in task.datasets) and (
+        not task.modalities or sample.modality in task.modalities
+    )
 
 
 def condition_features(
@@ -132,4 +144,4 @@ def condition_features(
     return {condition: np.concatenate(rows) for condition, rows in found.items()}
 
 
-__all__ = ["Condition", "Labelled", "condition_features", "labelled", "selected"]
+__all__ = ["Condition", "Labelled", "condition_features", "is_of", "labelled", "selected", "true_classes"]

@@ -14,6 +14,7 @@ from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
 from clip_med.models.dual_encoder import DualEncoder
+from zero_shot.conditions import is_of, true_classes
 from zero_shot.config import ClassificationTask, EvalConfig, EvalTask, MultiLabelTask
 from zero_shot.findings import finding_scores, finding_targets, sigmoid
 from zero_shot.prompt_choice import as_configured, prompted_scores
@@ -120,36 +121,17 @@ def _prepared(task: EvalTask, opened: dict[str, _ShardImages]) -> Prepared:
     if task.shards not in opened:
         opened[task.shards] = _ShardImages(task.shards)
     images = opened[task.shards]
-    indices = [
-        index
-        for index, sample in enumerate(images.samples)
-        if (not task.datasets or sample.dataset in task.datasets)
-        and (not task.modalities or sample.modality in task.modalities)
-    ]
+    indices = [index for index, sample in enumerate(images.samples) if is_of(task, sample)]
     if not indices:
         raise ValueError(
             f"task {task.name}: no sample of {task.shards} has dataset in {list(task.datasets) or 'any'} and "
             f"modality in {list(task.modalities) or 'any'}"
         )
     samples = [images.samples[index] for index in indices]
-    truth = _truth(task, samples) if isinstance(task, ClassificationTask) else None
+    truth = true_classes(task, samples) if isinstance(task, ClassificationTask) else None
     if isinstance(task, MultiLabelTask):
         finding_targets(task, samples)
     return Prepared(task, images, indices, samples, truth)
-
-
-def _truth(task: ClassificationTask, samples: Sequence[Sample]) -> NDArray[np.int64]:
-    numbers = {label: number for number, label in enumerate(task.prompts.classes)}
-    truth = np.empty(len(samples), dtype=np.int64)
-    for row, sample in enumerate(samples):
-        found = [label for label in sample.labels if label in numbers]
-        if len(found) != 1:
-            raise ValueError(
-                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(numbers)} classes among its "
-                f"labels {list(sample.labels)}; exactly one is needed"
-            )
-        truth[row] = numbers[found[0]]
-    return truth
 
 
 __all__ = ["Prepared", "Progress", "Said", "Texts", "prepare"]

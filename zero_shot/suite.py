@@ -22,7 +22,7 @@ from zero_shot.metrics import confusion_matrix
 from zero_shot.prepared import Prepared, Progress, Said, Texts, prepare
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
-from zero_shot.retrieve import caption_rows, query_scores, results_of_ranks
+from zero_shot.retrieve import CaptionRows, caption_rows, query_scores, results_of_ranks
 from zero_shot.scores import ItemScores
 from zero_shot.shown import Found, Scored, ScoredFindings, Search
 
@@ -212,19 +212,6 @@ def _retrieve(
         own = set(rows.texts_of[row])
         return [Answer(rows.wording[rows.words[text]], float(cosines[text]), text in own) for text in best]
 
-    ranked = ranks[1].first()
-
-    def search(text: int) -> Search:
-        cosines = features @ texts[text]
-        best = _best(cosines, _FOUND)
-        found = [(part.indices[i], samples[i].key, float(cosines[i]), text in rows.texts_of[i]) for i in best]
-        return Search(
-            shards=task.shards,
-            text=rows.wording[rows.words[text]],
-            rank=float(ranked[text]),
-            found=tuple(Found(*one) for one in found),
-        )
-
     keys = [sample.key for sample in samples]
     report = TaskReport(
         name=task.name,
@@ -238,12 +225,30 @@ def _retrieve(
             answers,
         ),
         kinds={name: results(images) for name, images in by_kind.items()},
-        # Spread evenly over the texts: not picked by how they look.
-        searches=tuple(search(i * len(texts) // _SEARCHES) for i in range(min(_SEARCHES, len(texts)))),
+        searches=_searches(part, rows, features, texts, ranks[1].first()),
         prompts_sha256=digest(rows.wording),
         split_sha256=digest([[sample.key, list(sample.captions)] for sample in samples]),
     )
     return report, query_scores(task.name, ranks, rows.texts_of, ks=task.ks, keys=keys, groups=groups)
+
+
+def _searches(
+    part: Prepared, rows: CaptionRows, features: NDArray[np.float32], texts: NDArray[np.float32], ranks: Doubles
+) -> tuple[Search, ...]:
+    """What some texts find among the images, spread evenly over the texts: not picked by how they look."""
+
+    def search(text: int) -> Search:
+        cosines = features @ texts[text]
+        best = _best(cosines, _FOUND)
+        found = [Found(part.indices[i], part.samples[i].key, float(cosines[i]), text in rows.texts_of[i]) for i in best]
+        return Search(
+            shards=part.task.shards,
+            text=rows.wording[rows.words[text]],
+            rank=float(ranks[text]),
+            found=tuple(found),
+        )
+
+    return tuple(search(i * len(texts) // _SEARCHES) for i in range(min(_SEARCHES, len(texts))))
 
 
 def _examples(
