@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from clip_med.data.shard_writer import ShardWriter
 from clip_med.models.config import ViTModel
 from clip_med.pretrain import PretrainConfig
 from clip_med.training.config import OptimConfig, ScheduleConfig, TrainConfig
+from clip_med.training.trainer import StepReport
 
 TINY = ViTModel(
     embed_dim=16,
@@ -68,6 +72,16 @@ def tiny_config(shards: Path, **train: object) -> PretrainConfig:
         loader=LoaderConfig(workers=0),
         train=TrainConfig(**(settings | train)),  # type: ignore[arg-type]
     )
+
+
+def signal_at(step: int) -> Callable[[StepReport], None]:
+    """For `on_step`: TERM comes while this step is reported, so the run ends after the next one."""
+
+    def stop(report: StepReport) -> None:
+        if report.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return stop
 
 
 def final_tensors(run: Path) -> dict[str, bytes]:

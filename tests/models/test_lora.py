@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from clip_med.models.lora import LowRank, add_lora, load_adapters, merged_state
 from clip_med.models.unlock import freeze
 from clip_med.pretrain import PretrainConfig, pretrain
 from tests.models.tiny_bert import write_bert
-from tests.tiny_run import TINY, final_tensors, tiny_config, write_shards
+from tests.tiny_run import TINY, final_tensors, signal_at, tiny_config, write_shards
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -277,11 +275,7 @@ def test_a_run_with_adapters_is_continued_bit_for_bit_and_leaves_a_plain_model(p
     config = lora_config(write_shards(tmp_path / "shards"), precision=precision)
     pretrain(config, tmp_path / "whole")
 
-    def stop(report: Any) -> None:
-        if report.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert pretrain(config, tmp_path / "stopped", on_step=stop).step == 7
+    assert pretrain(config, tmp_path / "stopped", on_step=signal_at(6)).step == 7
     assert pretrain(config, tmp_path / "stopped").finished
     whole = final_tensors(tmp_path / "whole")
     assert whole == final_tensors(tmp_path / "stopped")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from clip_med.pretrain import pretrain
 from clip_med.training.bad_steps import SpikeDetector, SpikeError
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.step import TrainStep
-from clip_med.training.trainer import StepReport
 from clip_med.training.watch import NonFiniteError
-from tests.tiny_run import final_tensors, tiny_config
+from tests.tiny_run import final_tensors, signal_at, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -86,13 +83,8 @@ def test_policies_are_logged_and_survive_a_stop(
         # The first goes back to step 4; the second to the same weights, saved at the place where the run then was.
         assert [line["back_to"] for line in lines] == [4, 6]
     for stop_at in (5, 8):
-
-        def stop(report: StepReport, stop_at: int = stop_at) -> None:
-            if report.step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
         run = tmp_path / f"stopped-{stop_at}"
-        assert not pretrain(config, run, on_step=stop).finished
+        assert not pretrain(config, run, on_step=signal_at(stop_at)).finished
         assert pretrain(config, run).finished
         assert final_tensors(run) == final_tensors(tmp_path / "whole")
         assert bad_lines(run) == lines

@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import re
 import shutil
-import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -20,18 +18,13 @@ from clip_med.data.shards import open_shards
 from clip_med.data.training_data import MixtureConfig, SourceConfig
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.metrics_log import read_metrics
-from clip_med.training.trainer import StepReport
-from tests.tiny_run import tiny_config, write_shards
+from tests.tiny_run import signal_at, tiny_config, write_shards
 
 
 def halfway(config: PretrainConfig, run: Path) -> None:
     """Train to step 6 of 12, where a signal ends the run."""
 
-    def stop(report: StepReport) -> None:
-        if report.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert pretrain(config, run, on_step=stop).step == 6
+    assert pretrain(config, run, on_step=signal_at(5)).step == 6
 
 
 def mixed(shards: Path, other: Path, **mixture: Any) -> PretrainConfig:

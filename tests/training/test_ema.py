@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,7 +12,7 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.pretrain import pretrain
 from clip_med.training.config import EmaConfig
 from clip_med.training.ema import Ema, for_evaluation
-from tests.tiny_run import tiny_config
+from tests.tiny_run import signal_at, tiny_config
 from tests.training.steps import tiny_encoder
 from zero_shot.result import Result
 
@@ -66,12 +63,8 @@ def test_a_continued_run_has_the_same_average_and_the_weights_of_a_run_without(s
         seen.append({name: tensor.detach().clone() for name, tensor in encoder.clip.state_dict().items()})
         return []
 
-    def stop(report: Any) -> None:
-        if report.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     pretrain(tiny_config(shards, ema=ema), tmp_path / "whole", evaluators=[keep])
-    assert pretrain(tiny_config(shards, ema=ema), tmp_path / "stopped", on_step=stop).step == 6
+    assert pretrain(tiny_config(shards, ema=ema), tmp_path / "stopped", on_step=signal_at(5)).step == 6
     pretrain(tiny_config(shards, ema=ema), tmp_path / "stopped", evaluators=[keep])
     pretrain(tiny_config(shards), tmp_path / "without", evaluators=[keep])
     whole, stopped, without = seen

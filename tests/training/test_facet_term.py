@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -16,9 +14,8 @@ from clip_med.models.folder import load_folder, resolve_folder
 from clip_med.pretrain import pretrain
 from clip_med.training.config import FSDPConfig
 from clip_med.training.facets import FacetConfig, FacetTexts
-from clip_med.training.trainer import StepReport
 from tests.labelled_shards import write_labelled
-from tests.tiny_run import final_tensors, tiny_config
+from tests.tiny_run import final_tensors, signal_at, tiny_config
 from tests.training.knowledge_terms import facets, model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -61,11 +58,7 @@ def test_a_run_counts_continues_to_the_same_bits_and_is_read_back(tmp_path: Path
     assert "24 of 24 samples" in line
     assert "definition of 3 classes, appearance of 3 classes, report of 3 classes; 12 sentences" in line
 
-    def stop(report: StepReport) -> None:
-        if report.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert pretrain(config, tmp_path / "parts", device="cpu", on_step=stop).stopped_by == "SIGTERM"
+    assert pretrain(config, tmp_path / "parts", device="cpu", on_step=signal_at(5)).stopped_by == "SIGTERM"
     assert pretrain(config, tmp_path / "parts", device="cpu").started_at_step in (5, 6)
     whole = final_tensors(tmp_path / "whole")
     assert final_tensors(tmp_path / "parts") == whole

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +19,9 @@ from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import FSDPConfig
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.queries import QueryConfig
-from clip_med.training.trainer import StepReport
 from tests.labelled_shards import write_labelled
 from tests.models.tiny_bert import write_bert
-from tests.tiny_run import final_tensors, tiny_config
+from tests.tiny_run import final_tensors, signal_at, tiny_config
 from tests.training.knowledge_terms import tower
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,11 +77,7 @@ def test_a_run_counts_learns_and_goes_on_where_it_was_stopped(config: PretrainCo
     losses = [line["loss"] for line in read_metrics(tmp_path / "whole" / "metrics.jsonl") if "loss" in line]
     assert sum(losses[-3:]) < sum(losses[:3])
 
-    def stop(report: StepReport) -> None:
-        if report.step == 5:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert pretrain(config, tmp_path / "parts", device="cpu", on_step=stop).stopped_by == "SIGTERM"
+    assert pretrain(config, tmp_path / "parts", device="cpu", on_step=signal_at(5)).stopped_by == "SIGTERM"
     assert pretrain(config, tmp_path / "parts", device="cpu").started_at_step in (5, 6)
     whole = final_tensors(tmp_path / "whole")
     assert final_tensors(tmp_path / "parts") == whole

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from clip_med.pretrain import pretrain
-from clip_med.training.trainer import StepReport
-from tests.tiny_run import tiny_config
+from tests.tiny_run import signal_at, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -33,13 +30,9 @@ def test_cached_and_computed_text_train_the_same_model(shards: Path, tmp_path: P
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=0, atol=1e-4, msg=name)
 
-    def stop(report: StepReport) -> None:
-        if report.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
     # Stopped and continued, with other texts in every batch of the cache than in those of the loader.
     workers = dataclasses.replace(cached, loader=dataclasses.replace(cached.loader, workers=1))
-    assert pretrain(cached, tmp_path / "again", on_step=stop).step == 7
+    assert pretrain(cached, tmp_path / "again", on_step=signal_at(6)).step == 7
     assert pretrain(workers, tmp_path / "again").finished
     again = weights(tmp_path / "again")
     assert all(torch.equal(again[name], value) for name, value in ours.items())

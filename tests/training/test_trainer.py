@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from clip_med.training.config import ScheduleConfig
 from clip_med.training.metrics_log import read_metrics
 from clip_med.training.run_folder import RunFolder
 from clip_med.training.trainer import NonFiniteError, StepReport
-from tests.tiny_run import final_tensors, tiny_config
+from tests.tiny_run import final_tensors, signal_at, tiny_config
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,12 +67,7 @@ def test_stopping_at_any_step_and_going_on_changes_no_bit(shards: Path, tmp_path
     pretrain(tiny_config(shards), tmp_path / "whole")
     for stop_at in (1, 5, 8, 11):
         run = tmp_path / f"stopped-{stop_at}"
-
-        def stop(report: StepReport, stop_at: int = stop_at) -> None:
-            if report.step == stop_at:
-                os.kill(os.getpid(), signal.SIGTERM)
-
-        first = pretrain(tiny_config(shards), run, on_step=stop)
+        first = pretrain(tiny_config(shards), run, on_step=signal_at(stop_at))
         # The signal comes while step k is reported, so the run ends after the next step.
         assert (first.stopped_by, first.finished) == (("SIGTERM", False) if stop_at < 11 else (None, True))
         assert first.step == stop_at + 1
@@ -90,11 +83,7 @@ def test_batch_statistics_memory_layout_and_bf16_are_continued_too(shards: Path,
     config = dataclasses.replace(tiny_config(shards, precision="bf16", channels_last=True), model=tower)
     pretrain(config, tmp_path / "whole")
 
-    def stop(report: StepReport) -> None:
-        if report.step == 6:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    assert pretrain(config, tmp_path / "stopped", on_step=stop).step == 7
+    assert pretrain(config, tmp_path / "stopped", on_step=signal_at(6)).step == 7
     assert pretrain(config, tmp_path / "stopped").finished
     assert final_tensors(tmp_path / "stopped") == final_tensors(tmp_path / "whole")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
