@@ -2,7 +2,8 @@
 
     python -m tests.slurm.held pretrain CONFIG --run RUN ...
 
-So a test can do something to a job at a known step, however fast or slow the machine is.
+So a test can do something to a job at a known step, however fast or slow the machine is. Every start adds the first
+step it made to RUN/first_steps, for a start that is killed says nothing at its end.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from clip_med.cli import main
 from clip_med.commands.progress import TrainDisplay
 from clip_med.training.trainer import StepReport
 
-HOLD = Path(sys.argv[sys.argv.index("--run") + 1]) / "hold"
+RUN = Path(sys.argv[sys.argv.index("--run") + 1])
+HOLD = RUN / "hold"
+STEPS: list[int] = []
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -39,6 +42,10 @@ def hold(step: int) -> None:
 
 
 def on_step(self: TrainDisplay, report: StepReport, show: Any = TrainDisplay.on_step) -> None:
+    if not STEPS:
+        with (RUN / "first_steps").open("a") as file:
+            file.write(f"{report.step}\n")
+    STEPS.append(report.step)
     show(self, report)
     hold(report.step)
 
