@@ -10,6 +10,8 @@ tiles_per_second: 256 px JPEG tiles of a slide of 4096 x 4096 px (2048 x 2048 wi
     a TIFF, half of it tissue; the overview and the search for tissue included.
 dedup_images_per_second: 256-bit hashes, one in ten a copy with up to 10 changed bits, all pairs within 10 bits found;
     200,000 of them (50,000 with --quick). Decoding and hashing the images is not in it.
+cosine_images_per_second: rows of 512 numbers, one in ten a copy, each compared with all that stay; 20,000 of them
+    (4,000 with --quick). The rate falls as their number grows. Encoding the images is not in it.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from data_prep.duplicates import BITS, near_pairs
 from data_prep.parts import list_parts, merge_parts, write_part
 from data_prep.record import Source
 from data_prep.slides import SlideConfig, SlideSource
+from data_prep.staying import StayingRows
 from data_prep.table import TableConfig, TableSource
 from data_prep.writing import source_to_shards
 
@@ -65,6 +68,8 @@ def main() -> None:
         }
     hashes = copied_hashes(50_000 if options.quick else 200_000)
     measured["dedup_images_per_second"] = rates(lambda: find(hashes), len(hashes), rounds)
+    rows = unit_rows(4_000 if options.quick else 20_000)
+    measured["cosine_images_per_second"] = rates(lambda: compare(rows), len(rows), rounds)
     report("prep", measured, options)
 
 
@@ -115,6 +120,25 @@ def find(hashes: np.ndarray) -> None:
 
 
 @cache
+def unit_rows(count: int) -> np.ndarray:
+    """Random features of 512 numbers; the last tenth repeats others."""
+    rows = np.random.default_rng(0).standard_normal((count, 512)).astype(np.float32)
+    rows[-(count // 10) :] = rows[: count // 10]
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def compare(rows: np.ndarray) -> None:
+    """Every copy must be found, or the rate is not one."""
+    search = StayingRows(rows, staying=0, threshold=0.99)
+    gone = 0
+    for row in range(len(rows)):
+        if search.repeated(row) is None:
+            search.add(row)
+        else:
+            gone += 1
+    assert gone == len(rows) // 10
+
+
 def body(number: int) -> np.ndarray:
     """A slice of a body of noise with two lungs, in stored values."""
     rng = np.random.default_rng(number)

@@ -3,29 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
 
 from clip_med.data.images import decode_image
-from clip_med.data.sample import VOLUME_SUFFIX
+from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
-from data_prep.duplicates import PLAIN, difference_hash, near_pairs, pixel_digest
+from clip_med.data.volume import decode_volume, middle_slice
+from data_prep.duplicates import PLAIN, difference_hash, pixel_digest
+from data_prep.staying import StayingPictures, StayingRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate:
-    """A sample that goes, and why: `kind` is "exact", "near" or "group"; `of` is the key that it repeats."""
+    """A sample that goes, and why: `of` is the key that it repeats.
+
+    Attributes:
+        kind: "exact" (pixels), "near" (hashes), "embedding" (features) or "group".
+        cosine: of the features, where the kind is "embedding".
+    """
 
     index: int
     key: str
     kind: str
     of: str
     against: bool
+    cosine: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +44,7 @@ class DedupReport:
 
     Attributes:
         duplicates: in the order of the set.
-        plain: images too plain to be compared but exactly.
+        plain: samples with an image too plain to be compared but exactly.
         shared_groups: patients or cases that the set and the sets against it have in common.
     """
 
@@ -45,11 +55,26 @@ class DedupReport:
 
     def counts(self) -> dict[str, int]:
         """Duplicates by kind, within and against."""
-        counted: dict[str, int] = {}
-        for duplicate in self.duplicates:
-            name = f"{duplicate.kind} {'against' if duplicate.against else 'within'}"
-            counted[name] = counted.get(name, 0) + 1
+        counted = Counter(f"{each.kind} {'against' if each.against else 'within'}" for each in self.duplicates)
         return dict(sorted(counted.items()))
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a model sees in the first image of every sample.
+
+    Attributes:
+        rows: unit rows for each set in the order of `against` and then the set itself; zeros for a volume.
+        threshold: cosine from which two samples are the same.
+    """
+
+    rows: Sequence[Float32[np.ndarray, "N D"]]
+    threshold: float
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold at which everything would go."""
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
 
 
 def find_duplicates(
@@ -58,61 +83,138 @@ def find_duplicates(
     *,
     distance: int = 10,
     drop_groups: bool = False,
+    features: Features | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DedupReport:
-    """Every sample of `shards` that repeats an earlier one, or one of `against`, which is never touched itself.
+    """Every sample of `shards` that repeats one before it that stays, or one of `against`, which is never touched.
+
+    A study goes if any of its images is in `against`, or if all of them are elsewhere in what stays. A volume is
+    compared by all its values, and nearly by its middle slice.
 
     Args:
         distance: bits of 256 in which near duplicates may differ; 0 finds only equal hashes.
         drop_groups: also name samples whose patient or case is in `against`.
+        features: finds what hashes do not, such as crops, after them.
 
     Raises:
-        ValueError: a damaged sample, or one of several images or a volume, by shard and key.
+        ValueError: a damaged sample, by shard and key; a distance out of range.
     """
     sets = [*against, shards]
+    table = _read(sets, on_progress)
+    before = len(table.keys) - len(shards)
+    if features is not None:
+        assert [len(each) for each in features.rows] == [len(each) for each in sets]
+    search = _Search(table, before, distance=distance, drop_groups=drop_groups, features=features)
+    found: list[Duplicate] = []
+    for place, key in enumerate(table.keys):
+        repeats = search.repeated(place) if place >= before else None
+        if repeats is None:
+            search.add(place)
+            continue
+        kind, of, cosine = repeats
+        found.append(
+            Duplicate(index=place - before, key=key, kind=kind, of=table.keys[of], against=of < before, cosine=cosine)
+        )
+    plain = table.owners[np.bitwise_count(table.hashes).sum(1) < PLAIN]
+    return DedupReport(
+        samples=len(shards),
+        duplicates=tuple(found),
+        plain=len(np.unique(plain[plain >= before])),
+        shared_groups=len(set(table.groups[:before]) & set(table.groups[before:])),
+    )
+
+
+class _Search:
+    """What each sample repeats of those that stay, asked in their order; the first `before` stay always."""
+
+    def __init__(
+        self, table: _Table, before: int, *, distance: int, drop_groups: bool, features: Features | None
+    ) -> None:
+        self._table, self._before = table, before
+        self._pictures = StayingPictures(table.digests, table.hashes, distance)
+        self._rows = None
+        if features is not None:
+            rows = np.concatenate(features.rows)
+            self._rows = StayingRows(rows, staying=before, threshold=features.threshold)
+        self._holders: dict[str, int] = {}
+        for place, group in enumerate(table.groups[: before if drop_groups else 0]):
+            self._holders.setdefault(group, place)
+
+    def repeated(self, place: int) -> tuple[str, int, float | None] | None:
+        """Kind, the sample that it repeats, and the cosine."""
+        if (holder := self._holders.get(self._table.groups[place])) is not None:
+            return "group", holder, None
+        matches = [self._pictures.repeated(picture) for picture in self._table.pictures(place)]
+        if (shown := self._shown(matches)) is not None:
+            return *shown, None
+        if self._rows is not None and (nearest := self._rows.repeated(place)) is not None:
+            return "embedding", nearest[0], round(nearest[1], 4)
+        return None
+
+    def add(self, place: int) -> None:
+        """It stays."""
+        for picture in self._table.pictures(place):
+            self._pictures.add(picture)
+        if self._rows is not None and place >= self._before:
+            self._rows.add(place)
+
+    def _shown(self, matches: Sequence[tuple[str, int] | None]) -> tuple[str, int] | None:
+        """By what each of its pictures repeats: one that is held out is enough, else it must be all of them."""
+        found = [(kind, int(self._table.owners[picture])) for kind, picture in filter(None, matches)]
+        if held_out := [match for match in found if match[1] < self._before]:
+            return min(held_out)
+        if len(found) < len(matches):
+            return None
+        # "near" comes after "exact": a study is exact only if all of it is.
+        return max(found)[0], found[0][1]
+
+
+@dataclass(frozen=True)
+class _Table:
+    """Samples of all sets in order, and their pictures: those of sample i are first[i] to first[i + 1]."""
+
+    keys: list[str]
+    groups: list[str]
+    first: list[int]
+    owners: Int64[np.ndarray, " P"]
+    digests: list[bytes]
+    hashes: UInt64[np.ndarray, "P 4"]
+
+    def pictures(self, place: int) -> range:
+        """Numbers of the pictures of a sample."""
+        return range(self.first[place], self.first[place + 1])
+
+
+def _read(sets: Sequence[ShardSet], on_progress: Callable[[int, int], None] | None) -> _Table:
     total = sum(len(each) for each in sets)
-    before = total - len(shards)
     keys: list[str] = []
     groups: list[str] = []
-    hashes = np.empty((total, 4), np.uint64)
-    first: dict[bytes, int] = {}
-    kinds: dict[int, tuple[str, int]] = {}
+    first, digests = [0], list[bytes]()
+    hashes = bytearray()
     for each in sets:
         for index in range(len(each)):
             sample = each.read(index)
-            if sample.more_images or sample.image_suffix == VOLUME_SUFFIX:
-                what = "a volume" if sample.image_suffix == VOLUME_SUFFIX else f"{len(sample.images)} images"
-                raise ValueError(f"{each.tar(index)}: {sample.key}: {what}; only samples of one image can be compared")
-            pixels = decode_image(sample.image, source=sample.key)
-            place = len(keys)
-            hashes[place] = difference_hash(pixels)
-            earlier = first.setdefault(pixel_digest(pixels), place)
-            if earlier != place:
-                kinds[place] = ("exact", earlier)
+            for values, shown in _pictures(sample, f"{each.tar(index)}: {sample.key}"):
+                digests.append(pixel_digest(values))
+                hashes += difference_hash(shown).tobytes()
+            first.append(len(digests))
             keys.append(sample.key)
             groups.append(sample.group)
             if on_progress is not None:
-                on_progress(place + 1, total)
-    for earlier, later in near_pairs(hashes, distance).tolist():
-        if later in kinds:
-            continue
-        # Of a chain the earliest stays: an image goes if it is near one that does not go for another reason.
-        if earlier < before or earlier not in kinds:
-            kinds[later] = ("near", earlier)
-        elif np.array_equal(hashes[earlier], hashes[later]):
-            # Of equal hashes only the first was compared with others: what it repeats, this one repeats.
-            kinds[later] = ("near", kinds[earlier][1])
-    shared = set(groups[:before]) & set(groups[before:])
-    if drop_groups:
-        holder = {group: place for place, group in reversed(list(enumerate(groups[:before])))}
-        kinds |= {place: ("group", holder[groups[place]]) for place in range(before, total) if groups[place] in shared}
-    duplicates = tuple(
-        Duplicate(index=place - before, key=keys[place], kind=kind, of=keys[of], against=of < before)
-        for place, (kind, of) in sorted(kinds.items())
-        if place >= before
-    )
-    plain = int((np.bitwise_count(hashes[before:]).sum(1) < PLAIN).sum())
-    return DedupReport(samples=len(shards), duplicates=duplicates, plain=plain, shared_groups=len(shared))
+                on_progress(len(keys), total)
+    owners = np.repeat(np.arange(total), np.diff(first))
+    return _Table(keys, groups, first, owners, digests, np.frombuffer(hashes, np.uint64).reshape(-1, 4))
+
+
+def _pictures(sample: Sample, source: str) -> Iterator[tuple[Shaped[np.ndarray, "..."], UInt8[np.ndarray, "H W C"]]]:
+    """What is compared exactly and what nearly: pixels twice, or a volume and its middle slice."""
+    if sample.image_suffix == VOLUME_SUFFIX:
+        volume = decode_volume(sample.image, source=source)
+        yield volume, middle_slice(volume)
+        return
+    for _, image in sample.images:
+        pixels = decode_image(image, source=source)
+        yield pixels, pixels
 
 
 def write_without(
@@ -138,4 +240,4 @@ def write_without(
     return len(shards) - len(gone)
 
 
-__all__ = ["DedupReport", "Duplicate", "find_duplicates", "write_without"]
+__all__ = ["DedupReport", "Duplicate", "Features", "find_duplicates", "write_without"]

@@ -33,6 +33,8 @@ class MedMnistConfig(ShardSettings):
     """Names of the classes (or grades, in their order), by number."""
     negative: str = "no finding"
     """Label of an image of a multi-label file that has none."""
+    licence: str = ""
+    """Of the images."""
 
     def __post_init__(self) -> None:
         """Refuse names that could not be told apart."""
@@ -78,6 +80,7 @@ class MedMnistSource:
                     labels=tuple(given or [self.settings.negative]),
                     absent=tuple(name for name in names if name not in given) if several else (),
                     split=split,
+                    licence=self.settings.licence,
                     where={"split": split, "index": index},
                 )
 

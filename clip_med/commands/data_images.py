@@ -15,6 +15,7 @@ from clip_med.commands.data_sources import (
     naming_extra,
     settings,
 )
+from clip_med.commands.medmnist_download import SIZES, download
 
 if TYPE_CHECKING:
     from data_prep.record import Source
@@ -42,20 +43,40 @@ FOLDER = SourceCommand(
 
 
 def _medmnist_options(parser: Any) -> None:
-    parser.add_argument("file", metavar="FILE.npz", type=Path, help="SPLIT_images and SPLIT_labels of train, val, test")
-    parser.add_argument("--classes", metavar="NAME", nargs="+", required=True, help="of the classes, by number")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument(
+        "file", metavar="FILE.npz", type=Path, nargs="?", help="SPLIT_images and SPLIT_labels of train, val, test"
+    )
+    where.add_argument("--download", metavar="NAME", help="get this set by the package medmnist, with its class names")
+    parser.add_argument("--size", type=int, default=28, choices=SIZES, help="of a download, in pixels; default 28")
+    parser.add_argument(
+        "--download-to",
+        metavar="DIR",
+        type=Path,
+        default=Path("medmnist"),
+        help="where files are kept; default medmnist",
+    )
+    parser.add_argument("--classes", metavar="NAME", nargs="+", help="of the classes, by number; a file needs them")
     parser.add_argument("--negative", metavar="TEXT", default="no finding", help="label of an image without any")
+    parser.add_argument("--licence", metavar="TEXT", help="of the images; a download brings its own")
 
 
 def _medmnist(arguments: argparse.Namespace) -> Source:
     from data_prep.medmnist import MedMnistConfig, MedMnistSource
 
-    return MedMnistSource(file(arguments.file), settings(MedMnistConfig, arguments))
+    path, known = arguments.file, dict[str, Any]()
+    if arguments.download is not None:
+        found = download(arguments.download, arguments.size, arguments.download_to)
+        path, known = found.file, {"classes": found.classes, "licence": found.licence, "dataset": arguments.download}
+    more = {name: value for name, value in known.items() if value and getattr(arguments, name) is None}
+    if not (arguments.classes or more.get("classes")):
+        raise ValueError(f"{path}: does not name its classes: give --classes")
+    return MedMnistSource(file(path), settings(MedMnistConfig, arguments, **more))
 
 
 MEDMNIST = SourceCommand(
     name="medmnist",
-    text="make shards from an .npz in the form of MedMNIST, with its official splits",
+    text="make shards from an .npz in the form of MedMNIST, or one that is downloaded, with its official splits",
     note="One class, several labels or grades per image.",
     example="breastmnist.npz --classes malignant benign --modality ultrasound --out shards/mine",
     options=_medmnist_options,

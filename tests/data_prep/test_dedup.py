@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clip_med.cli import main
 from clip_med.data.sample import Sample
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
-from data_prep.dedup import find_duplicates
+from clip_med.data.volume import encode_volume
+from clip_med.models.folder import build_model, save_folder
+from data_prep import staying
+from data_prep.dedup import DedupReport, Features, find_duplicates
 from data_prep.duplicates import difference_hash, near_pairs, pixel_digest
+from tests.tiny_run import TINY
 
 
 def picture(seed: int, side: int = 96) -> np.ndarray:
@@ -150,3 +156,98 @@ def test_every_image_of_one_hash_goes_with_the_first(tmp_path: Path) -> None:
         ("first", "near", "test"),
         ("twin", "near", "test"),
     ]
+
+
+def study(key: str, *pictures: np.ndarray, quality: int = 0) -> Sample:
+    first, *more = (sample(key, pixels, quality=quality) for pixels in pictures)
+    return replace(first, more_images=tuple((each.image_suffix, each.image) for each in more))
+
+
+def volume(key: str, seed: int, scale: float = 1.0) -> Sample:
+    values = (scale * np.stack([picture(seed + place, 24)[:, :, 0] for place in range(5)], 2)).astype(np.int16)
+    return replace(sample(key, picture(1)), image=encode_volume(values), image_suffix="npy")
+
+
+def found(report: DedupReport) -> list[tuple[str, str, str]]:
+    return [(each.key, f"{each.kind} {'against' if each.against else 'within'}", each.of) for each in report.duplicates]
+
+
+def test_studies_go_if_all_is_repeated_or_anything_is_held_out_and_volumes_by_their_values(tmp_path: Path) -> None:
+    train = write(
+        tmp_path / "train",
+        [
+            study("ab", picture(1), picture(2)),
+            study("ac", picture(1), picture(3)),
+            study("ba", picture(2), picture(1), quality=60),
+            sample("c", picture(3)),
+            study("dt", picture(4), picture(9)),
+            sample("d", picture(4)),
+            study("ee", picture(5), picture(5)),
+            volume("v", 20),
+            volume("v-again", 20),
+            volume("v-scaled", 20, 3.0),
+            volume("w", 30),
+        ],
+    )
+    test = write(tmp_path / "test", [study("tu", picture(8), picture(9))])
+    report = find_duplicates(ShardSet.open(train), [ShardSet.open(test)])
+    assert found(report) == [
+        ("ba", "near within", "ab"),
+        ("c", "exact within", "ac"),
+        ("dt", "exact against", "tu"),
+        ("v-again", "exact within", "v"),
+        ("v-scaled", "near within", "v"),
+    ]
+    assert report.samples == 11
+
+
+def greedy(rows: np.ndarray, staying_first: int, threshold: float) -> list[tuple[int, int]]:
+    """Every pair in double precision: (row that goes, nearest row that stays)."""
+    rows = rows.astype(np.float64)
+    stay, gone = list(range(staying_first)), []
+    for row in range(staying_first, len(rows)):
+        cosines = rows[stay] @ rows[row] if stay else np.zeros(1)
+        if cosines.max() >= threshold:
+            gone.append((row, stay[int(cosines.argmax())]))
+        else:
+            stay.append(row)
+    return gone
+
+
+def test_features_are_compared_with_all_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staying, "_BLOCK", 7)
+    monkeypatch.setattr(staying, "_CHUNK", 5)
+    rng = np.random.default_rng(0)
+    rows = np.repeat(rng.standard_normal((20, 8)), 3, axis=0) + 0.25 * rng.standard_normal((60, 8))
+    rows = (rows[rng.permutation(60)] / np.linalg.norm(rows, axis=1, keepdims=True).mean()).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows[50] = 0
+    test = ShardSet.open(write(tmp_path / "test", [sample(f"{i}", picture(100 + i, 16)) for i in range(12)]))
+    train = ShardSet.open(write(tmp_path / "train", [sample(f"{i}", picture(100 + i, 16)) for i in range(12, 60)]))
+    report = find_duplicates(train, [test], features=Features([rows[:12], rows[12:]], 0.9))
+    expected = greedy(rows, 12, 0.9)
+    assert 15 < len(expected) < 45
+    assert [(int(each.key), int(each.of)) for each in report.duplicates] == expected
+    assert {each.kind for each in report.duplicates} == {"embedding"}
+    for each in report.duplicates:
+        assert each.cosine == pytest.approx(rows[int(each.key)] @ rows[int(each.of)], abs=1e-4)
+    with pytest.raises(ValueError, match="threshold"):
+        Features([rows], 0.0)
+
+
+def test_a_model_finds_what_hashes_do_not(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    save_folder(build_model(TINY), tmp_path / "model")
+    mirrored = np.ascontiguousarray(picture(1, 32)[:, ::-1])
+    samples = [sample("a", picture(1, 32)), volume("v", 20), sample("mirrored", mirrored)]
+    command = ["data", "dedup", str(write(tmp_path / "train", samples)), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["duplicates"] == {}
+    command += ["--model", str(tmp_path / "model"), "--cosine", "0.5", "--out", str(tmp_path / "clean")]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["duplicates"] == {"embedding within": 1}
+    (line,) = [json.loads(text) for text in (tmp_path / "clean.removed.jsonl").read_text().splitlines()]
+    assert (line["key"], line["of"], line["kind"]) == ("mirrored", "a", "embedding")
+    assert 0.5 <= line["cosine"] < 1
+    assert main([*command[:3], "--model", str(tmp_path / "model")]) == 2
+    assert "--cosine" in capsys.readouterr().err
