@@ -96,7 +96,7 @@ def audit_dicom(
         source = DicomSource(folder / "planted", DicomConfig(split="audit", burned_in="ignore"))
         report = source_to_shards(source, folder / "shards", secret_file=folder / "key")
         (folder / "shards/rejected.jsonl").unlink()  # names files of the source, for whoever made the shards
-        written, _ = deidentify_tree(folder / "planted", folder / "files", _SECRET)
+        written, _ = deidentify_tree(folder / "planted", folder / "files", _SECRET, burned_in="ignore")
         return {
             "shards": _found(folder / "shards", planted, sum(report.written.values())),
             "files": _found(folder / "files", planted, written),

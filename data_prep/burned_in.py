@@ -62,12 +62,21 @@ def _without_text(
     if not boxes and not task.where.get(SAID):
         return image, suffix, 0
     if treatment == "quarantine" or not boxes:
-        raise RejectedImageError(
-            "burned-in text", f"at {_written(boxes)}" if boxes else "its header says so; not found"
-        )
+        raise text_found(boxes)
     painted, places = painted_over(pixels, boxes)
     # A PNG: nothing but the text changes.
     return encode_png(painted), "png", places
+
+
+def text_found(boxes: Sequence[Box], place: str = "") -> RejectedImageError:
+    """Why an image is left out: where its text is, or, without boxes, that its header says so.
+
+    Args:
+        place: stands before the boxes.
+    """
+    return RejectedImageError(
+        "burned-in text", f"{place}at {_written(boxes)}" if boxes else "its header says so; not found"
+    )
 
 
 def painted_over(pixels: UInt8[np.ndarray, "H W C"], boxes: Sequence[Box]) -> tuple[UInt8[np.ndarray, "H W C"], int]:
@@ -92,4 +101,4 @@ def _written(boxes: Sequence[Box]) -> str:
     return ", ".join(str(list(box)) for box in boxes)
 
 
-__all__ = ["BLACKENED", "NOT_LOOKED", "SAID", "WORDS", "blackened", "open_checked", "painted_over"]
+__all__ = ["BLACKENED", "NOT_LOOKED", "SAID", "WORDS", "blackened", "open_checked", "painted_over", "text_found"]

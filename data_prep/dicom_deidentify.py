@@ -1,32 +1,29 @@
-"""DICOM files without what identifies people: the basic profile of PS3.15 by dicom-anonymizer, and what it leaves out.
+"""DICOM files without what identifies people: the basic profile of PS3.15, and what it leaves out.
 
-Added to it: keyed UIDs that are the same in every run, dates that move per patient, the age (at most 90) and the sex,
-an empty preamble, the attributes that say what was done, and a search of the result for what the header knew: a file in
-which something is found is refused. Pixels are not looked at.
+Added to it: the age (at most 90) and the sex, an empty preamble, the attributes that say what was done, a look for text
+in the pixels, and a search of the result for what the header knew: a file in which something is found is refused.
 """
 
 from __future__ import annotations
 
-import datetime
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-from dicomanonymizer import anonymize_dataset
-from dicomanonymizer.simpledicomanonymizer import initialize_actions
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.sequence import Sequence
-from pydicom.uid import UID
 
 from clip_med.data.sample import keyed_hash
-from data_prep.dicom_fields import capped_age, says_burned_in
-from data_prep.dicom_pixels import DAMAGED, read_dicom
+from data_prep.burned_in import text_found
+from data_prep.dicom_fields import capped_age, header_seeds, says_burned_in
+from data_prep.dicom_pixels import DAMAGED, PixelRules, displayed_frame, read_dicom
+from data_prep.dicom_profile import apply_profile
 from data_prep.files import inside, walk_files
-from data_prep.record import RejectedImageError, Rejection
+from data_prep.record import RejectedImageError, Rejection, rejection_of, unreadable
 from data_prep.scrub import seed_words, shift_days
+from data_prep.text_finder import find_text
 
 # PS3.16 CID 7050.
 _METHODS: Final = (
@@ -34,44 +31,22 @@ _METHODS: Final = (
     ("113107", "Retain Longitudinal Temporal Information Modified Dates Option"),
     ("113108", "Retain Patient Characteristics Option"),
 )
-# UIDs that say what an object is, not which.
-_MEANINGS: Final = "1.2.840.10008."
-_SEED_FIELDS: Final = (
-    *("PatientName", "PatientID", "AccessionNumber", "OtherPatientIDs", "PatientBirthName", "PatientMotherBirthName"),
-    *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "StudyID"),
-    *("NameOfPhysiciansReadingStudy", "InstitutionName", "PatientAddress", "PatientTelephoneNumbers"),
-)
 
 
-def header_seeds(dataset: Dataset) -> tuple[str, ...]:
-    """Names and numbers that a header knows: what must not stand in the text or the files that leave."""
-    found: list[str] = []
-    for name in _SEED_FIELDS:
-        value = dataset.get(name)
-        values = value if isinstance(value, list) or getattr(value, "VM", 1) > 1 else [value]
-        found += [str(item) for item in values if item not in (None, "")]
-    return tuple(found)
-
-
-def deidentify(dataset: FileDataset, secret: bytes, *, burned_in: bool = False) -> str:
-    """Remove what identifies people from a data set in place, and return its new file name.
-
-    Args:
-        burned_in: take files that say of themselves that text is burned into their pixels.
+def deidentify(dataset: FileDataset, secret: bytes) -> str:
+    """Remove what identifies people from a header in place, and return the new name of its file.
 
     Raises:
-        RejectedImageError: it says so, or a name or number of the header is still there afterwards.
+        RejectedImageError: a document or a directory; or a name or number of the header is still there afterwards.
     """
-    if says_burned_in(dataset) and not burned_in:
-        raise RejectedImageError("burned-in text", "BurnedInAnnotation is YES")
+    if "SOPInstanceUID" not in dataset:
+        raise RejectedImageError("not an instance", "no SOPInstanceUID")
+    if "EncapsulatedDocument" in dataset:
+        raise RejectedImageError("document", "nobody looks into a PDF or a model in a DICOM file")
     seeds = [word for seed in header_seeds(dataset) for word in seed_words(seed) if len(word) >= 4]
     patient = keyed_hash(secret, "group", str(dataset.get("PatientID") or dataset.get("StudyInstanceUID") or ""))
     age, sex = capped_age(dataset), str(dataset.get("PatientSex", ""))
-    rules = _rules(secret, shift_days(secret, patient))
-    with warnings.catch_warnings():
-        # It calls a function that pydicom 3 has renamed.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        anonymize_dataset(dataset, rules, delete_private_tags=True)
+    apply_profile(dataset, secret, shift_days(secret, patient))
     dataset.PatientID, dataset.PatientName = patient, patient
     dataset.PatientSex = sex if sex in ("M", "F", "O") else ""
     if age:
@@ -84,11 +59,30 @@ def deidentify(dataset: FileDataset, secret: bytes, *, burned_in: bool = False) 
     dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
     for name in [element.keyword for element in dataset.file_meta if not _kept_meta(element.keyword)]:
         delattr(dataset.file_meta, name)
-    for text in _texts(dataset):
+    for name, text in _texts(dataset):
         lower = text.lower()
         if any(word.lower() in lower for word in seeds):
-            raise RejectedImageError("identifier left", "a name or number of the header is in another field")
+            raise RejectedImageError("identifier left", f"a name or number of the header is in {name}")
     return f"{keyed_hash(secret, 'file', str(dataset.SOPInstanceUID))}.dcm"
+
+
+def check_pixels(dataset: Dataset) -> None:
+    """Look for text in every frame, as it is shown.
+
+    Raises:
+        RejectedImageError: there is some, its header says so, or it cannot be looked at.
+    """
+    if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        return
+    for frame in range(int(dataset.get("NumberOfFrames") or 1)):
+        try:
+            pixels = displayed_frame(dataset, frame, PixelRules(for_processing=True))
+        except RejectedImageError as error:
+            raise RejectedImageError("pixels not looked at", f"frame {frame}: {error.reason}") from error
+        if boxes := find_text(pixels):
+            raise text_found(boxes, f"frame {frame} ")
+    if says_burned_in(dataset):
+        raise text_found([])
 
 
 def deidentify_tree(
@@ -96,10 +90,14 @@ def deidentify_tree(
     out: Path,
     secret: bytes,
     *,
-    burned_in: bool = False,
+    burned_in: Literal["quarantine", "ignore"] = "quarantine",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[int, list[Rejection]]:
     """De-identify every DICOM file below a folder into `out`; the number written, and the files that were refused.
+
+    Args:
+        burned_in: of files with text in their pixels. quarantine: they are refused, as `check_pixels` says. ignore:
+            nobody looks.
 
     Raises:
         ValueError: `out` holds files already.
@@ -113,22 +111,31 @@ def deidentify_tree(
     names: Counter[str] = Counter()
     for number, relative in enumerate(files, start=1):
         try:
-            dataset = read_dicom(inside(root, relative, named="the folder"))
-            name = _deidentified(dataset, secret, burned_in)
+            dataset = _read(inside(root, relative, named="the folder"))
+            name = _deidentified(dataset, secret, look=burned_in == "quarantine")
             names[name] += 1
             if names[name] > 1:
                 raise RejectedImageError("duplicate", "the same SOPInstanceUID in an earlier file")
             _save(dataset, out / name)
         except RejectedImageError as error:
-            refused.append(Rejection(row=number, path=relative, reason=error.reason, detail=error.detail))
+            refused.append(rejection_of(error, row=number, path=relative))
         if on_progress is not None:
             on_progress(number, len(files))
     return len(files) - len(refused), refused
 
 
-def _deidentified(dataset: FileDataset, secret: bytes, burned_in: bool) -> str:
+def _read(file: Path) -> FileDataset:
     try:
-        return deidentify(dataset, secret, burned_in=burned_in)
+        return read_dicom(file)
+    except OSError as error:
+        raise RejectedImageError(*unreadable(error)) from error
+
+
+def _deidentified(dataset: FileDataset, secret: bytes, *, look: bool) -> str:
+    try:
+        if look:
+            check_pixels(dataset)
+        return deidentify(dataset, secret)
     except RejectedImageError:
         raise
     except DAMAGED as error:
@@ -145,55 +152,6 @@ def _save(dataset: FileDataset, file: Path) -> None:
     os.replace(temporary, file)
 
 
-def _rules(secret: bytes, days: int) -> dict[Any, Callable[[Dataset, Any], None]]:
-    """Actions in place of dicom-anonymizer's for UIDs and dates; those are random per run, and a constant."""
-
-    def moved_uid(dataset: Dataset, tag: Any) -> None:
-        element = dataset.get(tag)
-        if element is not None and element.value:
-            values = [element.value] if isinstance(element.value, str) else list(element.value)
-            uids = [value if value.startswith(_MEANINGS) else keyed_uid(secret, value) for value in values]
-            element.value = uids[0] if len(uids) == 1 else uids
-
-    def moved_date(dataset: Dataset, tag: Any) -> None:
-        element = dataset.get(tag)
-        if element is not None and element.value:
-            element.value = _shifted(str(element.value), days)
-
-    rules: dict[Any, Callable[[Dataset, Any], None]] = {}
-    for tag, action in initialize_actions().items():
-        if len(tag) != 2:
-            continue
-        if "UID" in getattr(action, "__name__", ""):
-            rules[tag] = moved_uid
-        elif tag in _KEPT_DATES:
-            rules[tag] = moved_date
-    return rules
-
-
-# Study, series, acquisition and content date, and acquisition date and time.
-_KEPT_DATES: Final = ((0x0008, 0x0020), (0x0008, 0x0021), (0x0008, 0x0022), (0x0008, 0x0023), (0x0008, 0x002A))
-
-
-def keyed_uid(secret: bytes, uid: str) -> UID:
-    """A UID in the root for UUIDs (PS3.5 B.2) that depends on the secret and the original alone.
-
-    Example:
-        >>> keyed_uid(b"secret", "1.2.3") == keyed_uid(b"secret", "1.2.3")
-        True
-    """
-    return UID(f"2.25.{int(keyed_hash(secret, 'uid', uid, length=32), 16)}")
-
-
-def _shifted(value: str, days: int) -> str:
-    """A date, or date and time, some days earlier; what is no date becomes empty."""
-    try:
-        date = datetime.datetime.strptime(value[:8], "%Y%m%d").date() + datetime.timedelta(days=days)
-    except (ValueError, OverflowError):
-        return ""
-    return date.strftime("%Y%m%d") + (value[8:] if value[8:].replace(".", "").isdigit() else "")
-
-
 def _code(value: str, meaning: str) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, "DCM", meaning
@@ -207,12 +165,15 @@ def _kept_meta(keyword: str) -> bool:
     )
 
 
-def _texts(dataset: Dataset) -> Iterator[str]:
-    """Every value but pixels as text, in sequences too."""
+def _texts(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    """Name and value as text of every element but pixels, in sequences too."""
     for element in dataset.iterall():
         if element.VR != "SQ" and element.keyword != "PixelData":
             value = element.value
-            yield value.decode("latin-1") if isinstance(value, bytes) else str(value)
+            yield (
+                element.keyword or str(element.tag),
+                value.decode("latin-1") if isinstance(value, bytes) else str(value),
+            )
 
 
-__all__ = ["deidentify", "deidentify_tree", "header_seeds", "keyed_uid"]
+__all__ = ["check_pixels", "deidentify", "deidentify_tree"]

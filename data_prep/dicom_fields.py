@@ -22,6 +22,12 @@ TAGS: Final = (
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"),
     "BurnedInAnnotation",
 )
+# Names and numbers of people and places, which must be found in what leaves.
+SEED_FIELDS: Final = (
+    *("PatientName", "PatientID", "AccessionNumber", "OtherPatientIDs", "PatientBirthName", "PatientMotherBirthName"),
+    *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "StudyID"),
+    *("NameOfPhysiciansReadingStudy", "InstitutionName", "PatientAddress", "PatientTelephoneNumbers"),
+)
 # PS3.3 C.7.3.1.1.1.
 MODALITIES: Final[Mapping[str, str]] = {
     "CR": "X-ray",
@@ -171,6 +177,16 @@ def says_burned_in(dataset: Dataset) -> bool:
     return _code(dataset, "BurnedInAnnotation") == "YES"
 
 
+def header_seeds(dataset: Dataset) -> tuple[str, ...]:
+    """Names and numbers that a header knows: what must not stand in the text or the files that leave."""
+    found: list[str] = []
+    for name in SEED_FIELDS:
+        value = dataset.get(name)
+        values = value if isinstance(value, list) or getattr(value, "VM", 1) > 1 else [value]
+        found += [str(item) for item in values if item not in (None, "")]
+    return tuple(found)
+
+
 def capped_age(dataset: Dataset) -> str:
     """PatientAge as DICOM writes it, 090Y for everybody over 89; empty if it is none."""
     years = _years(text := _code(dataset, "PatientAge"))
@@ -196,11 +212,13 @@ def _spacing(value: Any) -> tuple[float, float] | None:
 __all__ = [
     "BODY_PARTS",
     "MODALITIES",
+    "SEED_FIELDS",
     "TAGS",
     "VIEWS",
     "CodedFields",
     "capped_age",
     "coded_fields",
+    "header_seeds",
     "metadata_caption",
     "says_burned_in",
 ]

@@ -24,10 +24,13 @@ from pydicom.pixels.utils import pixel_array
 
 from clip_med.config import config
 from data_prep import dicom_codecs
+from data_prep.files import check_size
 from data_prep.record import RejectedImageError
 from data_prep.windows import WINDOWS, WindowName
 
 MAX_PIXELS: Final = 64_000_000
+# A file is read whole for its pixels: the longest films of ultrasound have 1 GB.
+MAX_FILE_BYTES: Final = 2 * 1024**3
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR: Final = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 # Pixels that are not a picture: masks, doses and measured maps.
@@ -71,9 +74,11 @@ def read_dicom(file: Path, **options: Any) -> FileDataset:
     and a warning of pydicom would print them, names included.
 
     Raises:
-        RejectedImageError: not a DICOM file, or damaged.
+        RejectedImageError: not a DICOM file, damaged, or larger than `MAX_FILE_BYTES` (unless pixels are left out).
         OSError: it cannot be read.
     """
+    if not options.get("stop_before_pixels"):
+        check_size(file.stat().st_size, MAX_FILE_BYTES)
     settings.reading_validation_mode = IGNORE
     try:
         with warnings.catch_warnings():
@@ -328,4 +333,12 @@ def _number(dataset: Dataset, name: str) -> int:
     return value
 
 
-__all__ = ["DAMAGED", "PixelRules", "check_picture", "displayed_frame", "read_dicom", "windowed"]
+__all__ = [
+    "DAMAGED",
+    "MAX_FILE_BYTES",
+    "PixelRules",
+    "check_picture",
+    "displayed_frame",
+    "read_dicom",
+    "windowed",
+]

@@ -15,10 +15,10 @@ from pydicom.dataset import Dataset
 from clip_med.config import PositiveInt, config
 from data_prep.burned_in import SAID
 from data_prep.dicom_fields import TAGS, coded_fields, metadata_caption, says_burned_in
-from data_prep.dicom_pixels import DAMAGED, PixelRules, check_picture, displayed_frame, read_dicom
-from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.dicom_pixels import DAMAGED, MAX_FILE_BYTES, PixelRules, check_picture, displayed_frame, read_dicom
+from data_prep.files import check_size, digest_of_listing, inside, walk_files
 from data_prep.pixels import encode_png, scaled_down
-from data_prep.record import BurnedIn, Record, RejectedImageError, Rejection, ShardSettings, Task
+from data_prep.record import BurnedIn, Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
 
 # A deflated file of 2 MB can hold 2 GB.
 _MOST_INFLATED: Final = 1 << 30
@@ -63,12 +63,8 @@ class DicomSource:
                 header = self._header(relative)
                 check_picture(header, self.settings.pixels)
                 frames = self._frames(header)
-            except RejectedImageError as error:
-                yield Rejection(row=row, path=relative, reason=error.reason, detail=error.detail)
-                continue
-            except OSError as error:
-                reason = error.strerror or type(error).__name__
-                yield Rejection(row=row, path=relative, reason="unreadable file", detail=reason)
+            except (RejectedImageError, OSError) as error:
+                yield rejection_of(error, row=row, path=relative)
                 continue
             for place, frame in enumerate(frames):
                 row += place > 0
@@ -142,6 +138,7 @@ def _check_inflated(path: Path) -> None:
     with path.open("rb") as file:
         if _DEFLATED not in file.read(1024):
             return
+        check_size(path.stat().st_size, MAX_FILE_BYTES)
         file.seek(0)
         data = file.read()
     start = data.find(b"\x02\x00\x00\x00UL\x04\x00")

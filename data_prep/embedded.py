@@ -18,7 +18,7 @@ import pyarrow
 from pyarrow import ipc, parquet
 
 from clip_med.config import config
-from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.files import MAX_IMAGE_BYTES, check_size, digest_of_listing, inside, walk_files
 from data_prep.image_folder import SPLIT_FOLDERS
 from data_prep.manifest import ColumnConfig, choose_columns, row_of
 from data_prep.pixels import clean_image
@@ -26,8 +26,6 @@ from data_prep.record import Record, RejectedImageError, Rejection, Task
 from data_prep.table_files import RowError
 
 _SUFFIXES: Final = (".parquet", ".arrow")
-# Longer than any photograph; what is beyond is no image.
-_MOST_BYTES: Final = 256 * 1024**2
 
 
 @config
@@ -86,8 +84,7 @@ class EmbeddedSource:
         data = cell.get("bytes") if isinstance(cell, dict) else cell
         if not isinstance(data, bytes):
             raise RejectedImageError("no image in the row", "expected bytes; images in files of their own are a table")
-        if len(data) > _MOST_BYTES:
-            raise RejectedImageError("too large", f"{len(data):,} bytes")
+        check_size(len(data), MAX_IMAGE_BYTES)
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from clip_med.config import config
 from clip_med.data.shard_index import sha256_of
-from data_prep.files import inside
+from data_prep.files import image_bytes
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.image_folder import plain_class
 from data_prep.pixels import clean_image
@@ -82,7 +82,7 @@ class FewShotSource:
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """The image file of an entry."""
-        data = inside(self.images_root, task.path, named="images-root").read_bytes()
+        data = image_bytes(self.images_root, task.path, named="images-root")
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
 

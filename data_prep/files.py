@@ -6,8 +6,12 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Final
 
 from data_prep.record import RejectedImageError
+
+# Longer than any image that `decode_image` takes; what is beyond would only fill the memory.
+MAX_IMAGE_BYTES: Final = 256 * 1024**2
 
 
 def inside(root: Path, relative: str, *, named: str) -> Path:
@@ -23,6 +27,28 @@ def inside(root: Path, relative: str, *, named: str) -> Path:
     if os.path.commonpath((real, real_root)) != real_root:
         raise RejectedImageError(f"outside {named}", "through a symbolic link")
     return Path(file)
+
+
+def image_bytes(root: Path, relative: str, *, named: str) -> bytes:
+    """An image file below `root`, all of it.
+
+    Raises:
+        RejectedImageError: see `inside`; or it is larger than `MAX_IMAGE_BYTES`, and was not read.
+        OSError: it cannot be read.
+    """
+    file = inside(root, relative, named=named)
+    check_size(file.stat().st_size, MAX_IMAGE_BYTES)
+    return file.read_bytes()
+
+
+def check_size(size: int, most: int) -> None:
+    """Refuse a file, or what stands for one, that is larger than what its kind can be.
+
+    Raises:
+        RejectedImageError: with both numbers.
+    """
+    if size > most:
+        raise RejectedImageError("too large", f"{size:,} bytes; the most is {most:,}")
 
 
 def walk_files(root: Path) -> Iterator[str]:
@@ -53,4 +79,4 @@ def digest_of_listing(root: Path, relatives: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["digest_of_listing", "inside", "walk_files"]
+__all__ = ["MAX_IMAGE_BYTES", "check_size", "digest_of_listing", "image_bytes", "inside", "walk_files"]

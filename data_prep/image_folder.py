@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from clip_med.config import config
-from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.files import digest_of_listing, image_bytes, walk_files
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.pixels import clean_image
 from data_prep.record import SPLIT_NAMES, Record, Rejection, ShardSettings, Task
@@ -80,7 +80,7 @@ class ImageFolderSource:
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """The image file."""
-        data = inside(self.root, task.path, named="the folder").read_bytes()
+        data = image_bytes(self.root, task.path, named="the folder")
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
 

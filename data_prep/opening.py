@@ -18,7 +18,7 @@ from clip_med.data.images import ImageError
 from clip_med.data.sample import Sample
 from clip_med.data.signals import ignore_signals, signals_held_back
 from data_prep.burned_in import BLACKENED, open_checked
-from data_prep.record import RejectedImageError, Rejection, Source, Task
+from data_prep.record import RejectedImageError, Rejection, Source, Task, unreadable
 
 # Tasks that travel to a process together, and how many such parcels wait per process: memory stays bounded.
 _PARCEL: Final = 16
@@ -102,7 +102,7 @@ def open_task(source: Source, task: Task) -> Sample | Rejection:
         except ImageError as error:
             return one.rejected("undecodable image", str(error))
         except OSError as error:
-            return one.rejected("unreadable file", error.strerror or type(error).__name__)
+            return one.rejected(*unreadable(error))
         opened.append((suffix, image))
         blackened += places
     (suffix, image), *more = opened

@@ -58,6 +58,16 @@ def plant(dataset: FileDataset, number: int) -> dict[str, str]:
     text.UnformattedTextValue = mark("annotation")
     annotation.TextObjectSequence = Sequence([text])
     dataset.GraphicAnnotationSequence = Sequence([annotation])
+    # Sequences that the table of PS3.15 does not name, as every enhanced image has them; and texts that it does not.
+    frame, group = Dataset(), Dataset()
+    frame.FrameComments, frame.StackID = mark("frame comment"), "1"
+    planted["frame date"] = f"19{10 + number % 80:02d}0917"
+    frame.FrameAcquisitionDateTime = f"{planted['frame date']}101530"
+    group.FrameContentSequence, group.PatientName = Sequence([frame]), mark("frame name")
+    planted["frame uid"] = f"1.2.826.0.1.4712.{number}.{len(planted)}.99"
+    group.ReferencedSOPInstanceUID = planted["frame uid"]
+    dataset.PerFrameFunctionalGroupsSequence = Sequence([group])
+    dataset.DocumentTitle, dataset.TextValue = mark("document title"), mark("text value")
     dataset.add_new((0x6000, 0x4000), "LT", mark("overlay comment"))
     dataset.add_new((0x4000, 0x4000), "LT", mark("group 4000 comment"))
     block = dataset.private_block(0x0099, "CLIP-MED TEST", create=True)

@@ -233,6 +233,17 @@ class RejectedImageError(ValueError):
         self.reason, self.detail = reason, detail
 
 
+def rejection_of(error: RejectedImageError | OSError, *, row: int, path: str) -> Rejection:
+    """The line of a file that a source could not use while it listed its records."""
+    reason, detail = (error.reason, error.detail) if isinstance(error, RejectedImageError) else unreadable(error)
+    return Rejection(row=row, path=path, reason=reason, detail=detail)
+
+
+def unreadable(error: OSError) -> tuple[str, str]:
+    """Reason and detail of a file that the system does not give, without its path."""
+    return "unreadable file", error.strerror or type(error).__name__
+
+
 class Plan:
     """Every task or rejection of a source under one secret: a pure function of both, without a look at any image.
 
@@ -364,4 +375,6 @@ __all__ = [
     "ShardSettings",
     "Source",
     "Task",
+    "rejection_of",
+    "unreadable",
 ]

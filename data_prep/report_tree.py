@@ -19,12 +19,12 @@ from pathlib import Path, PurePosixPath
 from typing import Final, Literal
 
 from clip_med.config import config
-from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.files import check_size, digest_of_listing, image_bytes, inside, walk_files
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.image_folder import IMAGE_SUFFIXES, SPLIT_FOLDERS
 from data_prep.openi import read_openi
 from data_prep.pixels import clean_image
-from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task
+from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
 from data_prep.report_sections import SectionName, chosen_sections, split_sections
 
 _REPORTS: Final = (".txt", ".xml")
@@ -111,11 +111,8 @@ class ReportTreeSource:
             row += 1
             try:
                 study = self._study(relative, images)
-            except RejectedImageError as error:
-                yield Rejection(row=row, path=relative, reason=error.reason, detail=error.detail)
-                continue
-            except OSError as error:
-                yield Rejection(row=row, path=relative, reason="unreadable file", detail=error.strerror or "")
+            except (RejectedImageError, OSError) as error:
+                yield rejection_of(error, row=row, path=relative)
                 continue
             used.update(study.images)
             if self.settings.views == "together":
@@ -147,15 +144,15 @@ class ReportTreeSource:
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """One image of a study."""
-        file = inside(self.images_root, task.path, named="images-root")
-        if file.suffix.lower() == ".dcm":
+        if task.path.lower().endswith(".dcm"):
+            file = inside(self.images_root, task.path, named="images-root")
             return _from_dicom(file, self.settings.max_side)
-        return clean_image(file.read_bytes(), source=task.path, max_side=self.settings.max_side)
+        data = image_bytes(self.images_root, task.path, named="images-root")
+        return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
     def _study(self, relative: str, images: _Images) -> _Study:
         file = inside(self.root, relative, named="the folder")
-        if file.stat().st_size > _MOST_BYTES:
-            raise RejectedImageError("too large", f"a report of more than {_MOST_BYTES:,} bytes")
+        check_size(file.stat().st_size, _MOST_BYTES)
         group = group_in(relative, self.settings.group_pattern)
         if group is None:
             raise RejectedImageError("no group", "group_pattern does not match")

@@ -17,7 +17,7 @@ from data_prep.files import digest_of_listing, inside, walk_files
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.image_folder import plain_class
 from data_prep.pixels import encode_png
-from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task
+from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
 from data_prep.slide_reading import Level, Slide, draw_grid, tissue_mask
 
 SLIDE_SUFFIXES: Final = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".qptiff")
@@ -81,11 +81,8 @@ class SlideSource:
             row += 1
             try:
                 tiles, skipped = self._tiles(relative)
-            except RejectedImageError as error:
-                yield Rejection(row=row, path=relative, reason=error.reason, detail=error.detail)
-                continue
-            except OSError as error:
-                yield Rejection(row=row, path=relative, reason="unreadable file", detail=error.strerror or "")
+            except (RejectedImageError, OSError) as error:
+                yield rejection_of(error, row=row, path=relative)
                 continue
             for place, record in enumerate(tiles):
                 row += place > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clip_med.config import config
 from clip_med.data.shard_index import sha256_of
-from data_prep.files import inside
+from data_prep.files import image_bytes
 from data_prep.group_pattern import check_group_pattern, group_in
 from data_prep.manifest import ColumnConfig, Row, read_rows
 from data_prep.pixels import clean_image
@@ -72,7 +72,7 @@ class TableSource:
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """The image file of a row."""
         relative = str(task.where["relative"])
-        data = inside(self.images_root, relative, named="images-root").read_bytes()
+        data = image_bytes(self.images_root, relative, named="images-root")
         return clean_image(data, source=relative, max_side=self.settings.max_side)
 
 

@@ -21,7 +21,7 @@ from clip_med.data.volume import encode_volume
 from data_prep.files import digest_of_listing, inside, walk_files
 from data_prep.grammar import article, sentence
 from data_prep.pixels import encode_png, scaled_down
-from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task
+from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
 from data_prep.windows import WINDOWS, WindowName
 
 # One volume lies in memory as float32: at most 1.6 GB.
@@ -80,8 +80,8 @@ class VolumeSource:
             row += 1
             try:
                 shape, spacing = _geometry(inside(self.root, relative, named="the folder"))
-            except RejectedImageError as error:
-                yield Rejection(row=row, path=relative, reason=error.reason, detail=error.detail)
+            except (RejectedImageError, OSError) as error:
+                yield rejection_of(error, row=row, path=relative)
                 continue
             if settings.whole:
                 yield self._whole(relative, row, spacing)

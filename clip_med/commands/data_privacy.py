@@ -19,15 +19,21 @@ def add_privacy(actions: Any) -> None:
     parser = actions.add_parser(
         "deidentify",
         help=text,
-        description=f"{text}. Basic profile of PS3.15 with keyed UIDs and moved dates; pixels are not looked at. Files "
-        "that were refused are listed in OUT.refused.jsonl, beside OUT.",
+        description=f"{text}. Basic profile of PS3.15 with keyed UIDs and moved dates. Files that were refused, those "
+        "with text in their pixels among them, are listed in OUT.refused.jsonl, beside OUT.",
         epilog="example: clip-med data deidentify export/ --out clean/",
         allow_abbrev=False,
     )
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="gets the files, under hashed names")
     parser.add_argument("--secret", metavar="FILE", type=Path, help="key of the hashes; default: OUT.secret")
-    parser.add_argument("--burned-in", action="store_true", help="also files that say that text is in their pixels")
+    parser.add_argument(
+        "--burned-in",
+        choices=("quarantine", "ignore"),
+        default="quarantine",
+        help="of files with text in their pixels, found by rapidocr: they are refused, or nobody looks; default "
+        "quarantine",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=_deidentify)
     text = "plant identifiers in copies of DICOM files and in reports, and count how many come through: an estimate"
@@ -48,7 +54,10 @@ def _deidentify(arguments: argparse.Namespace) -> int:
     with naming_extra("dicom"):
         from data_prep.dicom_deidentify import deidentify_tree
     from data_prep.secret_file import read_secret
+    from data_prep.text_finder import check_text_finder
 
+    if arguments.burned_in != "ignore":
+        check_text_finder()
     folder(arguments.root)
     out = arguments.out
     secret = read_secret(arguments.secret or out.with_name(out.name + ".secret"), out=out)

@@ -121,6 +121,8 @@ def test_hostile_files_are_refused_by_name_and_the_rest_goes_on(
     (tmp_path / "outside.dcm").write_bytes(good)
     (export / "link.dcm").symlink_to(tmp_path / "outside.dcm")
     write(ct_slice(21, Rows=60000, Columns=60000), export / "huge.dcm")
+    with write(ct_slice(26), export / "enormous.dcm").open("r+b") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room
     write(ct_slice(22, PresentationIntentType="FOR PROCESSING"), export / "raw.dcm")
     write(ct_slice(23, NumberOfFrames="9"), export / "frames.dcm")
     write(ct_slice(20), export / "twice.dcm")
@@ -135,6 +137,7 @@ def test_hostile_files_are_refused_by_name_and_the_rest_goes_on(
         "cut.dcm": "undecodable image",
         "head.dcm": "no pixels",
         "empty.dcm": "not DICOM",
+        "enormous.dcm": "too large",
         "notes.txt": "not DICOM",
         "gone.dcm": "missing file",
         "link.dcm": "outside the folder",

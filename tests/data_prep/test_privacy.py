@@ -6,13 +6,16 @@ import datetime
 import json
 from pathlib import Path
 
+import numpy as np
 import pydicom
 import pytest
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import CTImageStorage
 
 from clip_med.cli import main
 from clip_med.data.sample import keyed_hash
-from data_prep import audit, dicom_tree
+from data_prep import audit, dicom_deidentify, dicom_tree, text_finder
 from data_prep.audit import audit_dicom, audit_text
 from data_prep.dicom_deidentify import deidentify
 from data_prep.dicom_fields import CodedFields
@@ -49,6 +52,7 @@ def test_planting_reaches_sequences_private_elements_and_the_preamble() -> None:
     assert len(planted) >= 43
     assert len(set(planted.values())) == len(planted)
     assert {"nested id", "private", "private sequence", "private bytes", "preamble", "overlay comment"} <= set(planted)
+    assert {"frame name", "frame comment", "frame date", "frame uid"} <= set(planted)
     assert dataset.preamble.startswith(planted["preamble"].encode())
 
 
@@ -70,7 +74,8 @@ def test_what_rules_are_for_is_found_in_reports() -> None:
 
 def test_files_say_what_was_done_and_keep_what_training_needs(export: Path, tmp_path: Path) -> None:
     out = tmp_path / "clean"
-    assert main(["data", "deidentify", str(export), "--out", str(out), "--json"]) == 0
+    words = ["data", "deidentify", str(export), "--burned-in", "ignore", "--json", "--out"]
+    assert main([*words, str(out)]) == 0
     files = [pydicom.dcmread(file) for file in sorted(out.glob("*.dcm"))]
     assert len(files) == 3
     refused = [json.loads(line) for line in (tmp_path / "clean.refused.jsonl").read_text().splitlines()]
@@ -92,9 +97,7 @@ def test_files_say_what_was_done_and_keep_what_training_needs(export: Path, tmp_
     moved = {dataset.StudyDate for dataset in files if dataset.PatientID == keyed_hash(secret, "group", "4711-0")}
     assert moved == {(datetime.date(2024, 1, 31) + datetime.timedelta(days=days)).strftime("%Y%m%d")}
     again = tmp_path / "again"
-    assert (
-        main(["data", "deidentify", str(export), "--out", str(again), "--secret", str(tmp_path / "clean.secret")]) == 0
-    )
+    assert main([*words, str(again), "--secret", str(tmp_path / "clean.secret")]) == 0
     assert {file.name: file.read_bytes() for file in out.glob("*.dcm")} == {
         file.name: file.read_bytes() for file in again.glob("*.dcm")
     }
@@ -107,9 +110,70 @@ def test_a_file_in_which_something_is_left_is_refused() -> None:
         deidentify(hidden, b"secret")
     assert error.value.reason == "identifier left"
     assert "MUELLER" not in str(error.value)
-    with pytest.raises(RejectedImageError, match="burned-in"):
-        deidentify(ct_slice(0, BurnedInAnnotation="YES"), b"secret")
-    deidentify(ct_slice(0, BurnedInAnnotation="YES"), b"secret", burned_in=True)
+
+
+def test_references_stay_together_and_what_no_table_names_goes_at_any_depth() -> None:
+    """Found by planting deeper: the walk of dicom-anonymizer ends at sequences that its table does not name."""
+    dataset, source, frame, group = ct_slice(0), Dataset(), Dataset(), Dataset()
+    source.ReferencedSOPInstanceUID, source.ReferencedSOPClassUID = dataset.SOPInstanceUID, dataset.SOPClassUID
+    dataset.SourceImageSequence = Sequence([source])
+    frame.FrameComments, frame.FrameAcquisitionDateTime = "Frau Kettel", "20240131101112"
+    frame.add_new((0x0011, 0x0010), "LO", "SCANNER")
+    group.FrameContentSequence, group.PatientName = Sequence([frame]), "Kettel^Ines"
+    group.WindowCenter, group.WindowWidth = 40, 400
+    dataset.SharedFunctionalGroupsSequence = Sequence([group])
+    dataset.PatientBirthDateInAlternativeCalendar, dataset.EvaluatorName = "Reiwa 1", "Kettel"
+    deidentify(dataset, b"secret")
+    (reference,), (shared,) = dataset.SourceImageSequence, dataset.SharedFunctionalGroupsSequence
+    assert reference.ReferencedSOPInstanceUID == dataset.SOPInstanceUID
+    assert reference.ReferencedSOPClassUID == dataset.SOPClassUID == CTImageStorage
+    assert (shared.WindowCenter, shared.WindowWidth) == (40, 400)
+    text = str(dataset)
+    assert not any(word in text for word in ("Kettel", "20240131", "101112", "Reiwa", "SCANNER"))
+
+
+def test_text_in_pixels_and_what_nobody_can_look_at_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(dicom_deidentify, "find_text", lambda pixels: [(1, 2, 3, 4)] if pixels.min() == 255 else [])
+    root = tmp_path / "export"
+    write(ct_slice(0), root / "good.dcm")
+    white = np.full((24, 24), 4000, "<u2").tobytes()
+    frames = ct_slice(2, NumberOfFrames=2, PixelData=ct_slice(2).PixelData + white)
+    write(frames, root / "second frame.dcm")
+    write(ct_slice(4, BurnedInAnnotation="YES"), root / "said.dcm")
+    write(ct_slice(6, Modality="SEG"), root / "mask.dcm")
+    write(ct_slice(8, PresentationIntentType="FOR PROCESSING"), root / "raw.dcm")
+    write(ct_slice(10, EncapsulatedDocument=b"%PDF"), root / "document.dcm")
+    plan = ct_slice(12, Modality="RTPLAN")
+    del plan.PixelData
+    write(plan, root / "plan.dcm")
+    read = dicom_deidentify.read_dicom
+
+    def refusing(file: Path) -> FileDataset:
+        if file.name == "locked.dcm":
+            raise PermissionError(13, "Permission denied", str(file))
+        return read(file)
+
+    monkeypatch.setattr(dicom_deidentify, "read_dicom", refusing)
+    write(ct_slice(14), root / "locked.dcm")
+    words = ["data", "deidentify", str(root), "--json", "--out"]
+    assert main([*words, str(tmp_path / "clean")]) == 0
+    assert json.loads(capsys.readouterr().out)["written"] == 3
+    lines = [json.loads(line) for line in (tmp_path / "clean.refused.jsonl").read_text().splitlines()]
+    assert {line["path"]: (line["reason"], line["detail"]) for line in lines} == {
+        "document.dcm": ("document", "nobody looks into a PDF or a model in a DICOM file"),
+        "locked.dcm": ("unreadable file", "Permission denied"),
+        "mask.dcm": ("pixels not looked at", "frame 0: segmentation"),
+        "said.dcm": ("burned-in text", "its header says so; not found"),
+        "second frame.dcm": ("burned-in text", "frame 1 at [1, 2, 3, 4]"),
+    }
+    assert main([*words, str(tmp_path / "all"), "--burned-in", "ignore"]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == {"document": 1, "unreadable file": 1}
+    monkeypatch.setattr(text_finder, "find_spec", lambda name: None)
+    assert main([*words, str(tmp_path / "none")]) == 2
+    assert "pip install 'clip-med[ocr]'" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_age_over_89_is_90() -> None:

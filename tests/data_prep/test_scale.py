@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
 from clip_med.cli import main
 from clip_med.data.shards import ShardSet
+from data_prep import dicom_tree, volumes
 from data_prep.captions import read_templates
 from data_prep.census import take_census
 from data_prep.files import walk_files
@@ -24,6 +27,7 @@ from data_prep.record import Plan, Record, RejectedImageError, Rejection, ShardS
 from data_prep.splits import SplitPlan, drawn_split, strata
 from data_prep.stored_plan import StoredPlan
 from data_prep.writing import source_to_shards
+from tests.data_prep.dicom_files import ct_slice, write
 
 
 @dataclass
@@ -134,6 +138,8 @@ def test_loops_unreadable_files_and_names_of_every_kind_are_refused_by_name(tmp_
     os.symlink("loop.png", folder / "loop.png")
     os.symlink("/etc/passwd", folder / "outside.png")
     os.mkfifo(folder / "pipe.png")
+    with (folder / "enormous.png").open("wb") as file:
+        file.truncate(1 << 40)  # a hole: it takes no room
     (folder / "folder.png").mkdir()
     Path(os.fsdecode(os.fsencode(str(folder)) + b"/latin\xe9.png")).write_bytes((folder / good[0]).read_bytes())
     out = tmp_path / "out"
@@ -142,8 +148,38 @@ def test_loops_unreadable_files_and_names_of_every_kind_are_refused_by_name(tmp_
     with (out / "rejected.jsonl").open(encoding="utf-8") as lines:
         found = {(line := json.loads(text))["path"]: line["reason"] for text in lines}
     assert found == {
+        "cyst/enormous.png": "too large",
         "cyst/latin\\xe9.png": "name is not UTF-8",
         "cyst/loop.png": "missing file",
         "cyst/outside.png": "outside the folder",
         "cyst/pipe.png": "missing file",
     }
+
+
+def test_a_file_that_the_system_does_not_give_costs_itself_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root every file can be read, so the system's answer is played."""
+    for name in ("good", "locked"):
+        write(ct_slice(len(name)), tmp_path / f"dicom/{name}.dcm")
+        nibabel.save(nibabel.Nifti1Image(np.arange(64.0).reshape(4, 4, 4), np.eye(4)), tmp_path / f"{name}.nii.gz")
+    (tmp_path / "volumes").mkdir()
+    for file in tmp_path.glob("*.nii.gz"):
+        file.rename(tmp_path / "volumes" / file.name)
+
+    def refusing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(file: Path, *arguments: Any, **options: Any) -> Any:
+            if "locked" in file.name:
+                raise PermissionError(13, "Permission denied", str(file))
+            return function(file, *arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(dicom_tree, "read_dicom", refusing(dicom_tree.read_dicom))
+    monkeypatch.setattr(volumes.nibabel, "load", refusing(nibabel.load))
+    for kind, more in (("dicom", ["--burned-in", "ignore"]), ("volumes", ["--modality", "MRI"])):
+        out = tmp_path / f"{kind}.out"
+        assert main(["data", kind, str(tmp_path / kind), "--split", "train", "--out", str(out), *more]) == 0
+        (line,) = [json.loads(text) for text in (out / "rejected.jsonl").read_text().splitlines()]
+        assert line["path"].startswith("locked")
+        assert (line["reason"], line["detail"]) == ("unreadable file", "Permission denied")
