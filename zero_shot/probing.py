@@ -73,7 +73,7 @@ def probe_classes(
     )
     test = data.test
     shown = data.shown(test, np.arange(len(test.labels)), images=False)
-    logits = probe.logits(shown.features[0]).double().numpy()
+    logits = probe.logits(shown.features[0]).double().cpu().numpy()
     scores = ClassScores(
         keys=tuple(test.shards.key(index) for index in test.indices),
         groups=test.groups,

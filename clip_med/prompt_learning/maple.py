@@ -57,6 +57,7 @@ class MaPLe(Method):
         )
         self.prompts = nn.Parameter(first_prompts(encoder, self.tokens, config.n_ctx, config.depth))
         self.maps = nn.ModuleList(nn.Linear(text_width, image_width) for _ in range(config.depth))
+        self.maps.to(self.prompts.device)
 
     def logits(self, inputs: Num[Tensor, "B 3 S S"]) -> Float[Tensor, "B C"]:
         """Scaled cosines of prompted images and prompted class texts."""

@@ -174,7 +174,7 @@ class Grid:
 def scores(method: Method, test: Support) -> dict[str, Any]:
     """Top-1 and balanced accuracy (mean over classes of each one's recall) on labelled images."""
     inputs: Tensor = test.features[0] if test.images is None else test.images[0]
-    answers = method.predict(inputs, batch_size=1024 if test.images is None else 64).argmax(dim=1).cpu()
+    answers = method.predict(inputs, batch_size=1024 if test.images is None else 64).argmax(dim=1)
     right = (answers == test.labels).double()
     recalls = [float(right[test.labels == label].mean()) for label in torch.unique(test.labels)]
     return {"top1": float(right.mean()), "balanced": float(np.mean(recalls)), "n": len(right)}

@@ -136,13 +136,14 @@ class TaskData:
 
     def _support(self, data: Labelled, rows: Int64[np.ndarray, " R"], views: int, images: bool) -> Support:
         indices = [data.indices[row] for row in rows]
-        features = torch.from_numpy(self._features(data.shards, indices, views))
-        labels = torch.from_numpy(data.labels[rows])
+        device = self.encoding.encoder.logit_scale.device
+        features = torch.from_numpy(self._features(data.shards, indices, views)).to(device)
+        labels = torch.from_numpy(data.labels[rows]).to(device)
         if not images:
             return Support(features=features, labels=labels)
         preprocess = self.encoding.encoder.preprocess
         pixels = torch.cat(list(view_batches(data.shards, indices, preprocess, self._views(views))), dim=1)
-        return Support(features=features, labels=labels, images=pixels)
+        return Support(features=features, labels=labels, images=pixels.to(device))
 
     def _features(self, shards: ShardSet, indices: Sequence[int], views: int) -> Float[np.ndarray, "M R D"]:
         """Of some samples, out of those of the whole split, which are computed or read once."""

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -150,6 +151,24 @@ def test_base_to_novel_and_cross_dataset_score_what_was_not_learnt(root: Path) -
     both = replace(config, protocol="cross_dataset", tasks=(config.tasks[0], second))
     rows = Grid(both, cache=None).run(cells(both)[1])
     assert [(row["task"], row["scored_on"], row["n"]) for row in rows] == [("odd", "odd", 24), ("odd", "other", 12)]
+
+
+def test_features_labels_and_images_lie_where_the_model_does(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`meta` stands for a device that is not the CPU."""
+    from clip_med.prompt_learning import tune_data
+
+    def zeros(_encoder: Any, _shards: Any, rows: Any, views: Any, **_options: Any) -> np.ndarray:
+        return np.zeros((views.count, len(rows), TINY.embed_dim), np.float32)
+
+    monkeypatch.setattr(tune_data, "cached_view_features", zeros)
+    grid = Grid(configured(root, views=2), cache=None)
+    assert grid.encoding.digest
+    grid.encoding.encoder.to("meta")
+    data = grid.tasks["odd"]
+    shown = data.support(data.train, np.arange(3), images=True)
+    assert shown.images is not None
+    assert shown.images.shape[:2] == shown.features.shape[:2] == (2, 3)
+    assert {tensor.device.type for tensor in (shown.features, shown.labels, shown.images)} == {"meta"}
 
 
 @pytest.mark.parametrize("kind", ["tip_adapter", "linear_probe", "biomedcoop"])

@@ -13,6 +13,7 @@ from clip_med.models.features import text_features
 from clip_med.prompt_learning.class_texts import encode_class_texts
 from clip_med.prompt_learning.fitting import FitConfig
 from clip_med.prompt_learning.maple import MaPLeConfig
+from clip_med.prompt_learning.method import ClassTexts
 from clip_med.prompt_learning.methods import KINDS, MethodConfig, adapt, build_method, published_fit, takes_images
 from clip_med.prompt_learning.prompt_src import PromptSRCConfig
 from tests.prompt_learning.few_shot import NAMES, encoder_of, support
@@ -47,6 +48,18 @@ def test_every_method_is_built_fitted_by_its_seed_and_says_what_it_takes(kind: s
         answers.append(method.predict(inputs))
     assert answers[0].shape == (6, 3)
     assert answers[0].equal(answers[1])
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["maple", "prompt_src", "clip_adapter", "tip_adapter", "task_res", "cones", "lp_plus_plus", "clap"],
+)
+def test_what_is_learned_lies_where_the_model_does(kind: str, tmp_path: Path) -> None:
+    """`meta` stands for a device that is not the CPU; methods that read numbers of the model cannot be made there."""
+    encoder = encoder_of("vit", tmp_path).to("meta")
+    texts = ClassTexts(names=NAMES, scale=20.0, templates=torch.empty(3, 16, device="meta"))
+    method = build_method(SHALLOW.get(kind) or KINDS[kind](), encoder, texts)
+    assert {tensor.device.type for tensor in (*method.parameters(), *method.buffers())} <= {"meta"}
 
 
 def test_published_fits_follow_the_shots() -> None:
