@@ -23,14 +23,13 @@ class FacetProjections(nn.Module):
     """
 
     texts: Tensor
-    facet_of: Tensor
 
     def __init__(self, names: Sequence[str], width: int) -> None:
         super().__init__()
         self.names = tuple(names)
         self.change = nn.Parameter(torch.zeros(len(self.names), width, width))
         self.register_buffer("texts", torch.zeros(0, width), persistent=False)
-        self.register_buffer("facet_of", torch.zeros(0, dtype=torch.int64), persistent=False)
+        self._rows_of: list[Tensor] = []
 
     def compare_with(self, texts: Float[Tensor, "N D"], facet_of: Int64[Tensor, " N"]) -> None:
         """Take the text features, and the number of each one's facet, that `forward` compares images with."""
@@ -39,7 +38,8 @@ class FacetProjections(nn.Module):
             self.texts.copy_(texts)
         else:
             self.texts = texts.to(self.change)
-        self.facet_of = facet_of.to(self.change.device)
+        own = [(facet_of == number).nonzero()[:, 0] for number in range(len(self.names))]
+        self._rows_of = [rows.to(self.change.device) for rows in own]
 
     def project(self, texts: Float[Tensor, "N D"], name: str) -> Float[Tensor, "N D"]:
         """Unit rows of texts of one facet.
@@ -54,11 +54,10 @@ class FacetProjections(nn.Module):
     def forward(self, image_features: Float[Tensor, "B D"]) -> Float[Tensor, "B N"]:
         """Cosines of images with the texts of `compare_with`, in fp32 at least, also under autocast."""
         with torch.autocast(image_features.device.type, enabled=False):
-            moved = self.texts + torch.einsum("kij,nj->kni", self.change, self.texts)[self.facet_of, self._rows()]
-            return image_features @ F.normalize(moved, dim=1).to(image_features.dtype).T
-
-    def _rows(self) -> Int64[Tensor, " N"]:
-        return torch.arange(len(self.texts), device=self.texts.device)
+            told = self.texts
+            for name, rows in zip(self.names, self._rows_of, strict=True):
+                told = told.index_copy(0, rows, self.project(self.texts[rows], name))
+            return image_features @ told.to(image_features.dtype).T
 
     def describe(self) -> dict[str, Any]:
         """What `described` needs besides the tensors, as plain values for JSON."""
