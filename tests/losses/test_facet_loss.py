@@ -11,6 +11,7 @@ from torch import Tensor
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.prototypes import facet_loss, prototype_loss
 from clip_med.models.facet_projections import FacetProjections
+from tests.slopes import assert_slopes
 
 # Class 0 has all three facets, class 1 two of them, class 2 the last one.
 CLASS_OF = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -48,23 +49,13 @@ def test_value_and_gradient_are_those_of_the_reference() -> None:
     head = projections(texts, FACET_OF, std=0.4)
     value = facet_loss(head(v), scale, PRESENT[:, CLASS_OF])
     value.backward()
-    plain = [v.detach().numpy(), head.change.detach().numpy(), np.array(9.0)]
 
-    def of(moved: list[np.ndarray]) -> float:
-        return reference(moved[0], texts.numpy(), moved[1], float(moved[2]))
+    def of(images: np.ndarray, change: np.ndarray, factor: np.ndarray) -> float:
+        return reference(images, texts.numpy(), change, float(factor))
 
-    assert value.item() == pytest.approx(of(plain), abs=1e-12)
-    for number, (tensor, places) in enumerate(
-        ((v, [(0, 0), (1, 3), (3, 2)]), (head.change, [(0, 1, 2), (1, 0, 4), (2, 3, 3)]), (scale, [()]))
-    ):
-        assert tensor.grad is not None
-        for place in places:
-            sides = []
-            for sign in (1, -1):
-                moved = [one.copy() for one in plain]
-                moved[number][place] += sign * 1e-6
-                sides.append(of(moved))
-            assert tensor.grad[place].item() == pytest.approx((sides[0] - sides[1]) / 2e-6, abs=1e-7)
+    leaves = (v, head.change, scale)
+    assert value.item() == pytest.approx(of(*(leaf.detach().numpy() for leaf in leaves)), abs=1e-12)
+    assert_slopes(of, leaves, ([(0, 0), (1, 3), (3, 2)], [(0, 1, 2), (1, 0, 4), (2, 3, 3)], [()]), within=1e-7)
     assert v.grad is not None
     assert v.grad[2].abs().max() == 0  # an image without a class
 

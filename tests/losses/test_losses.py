@@ -97,6 +97,12 @@ def test_distinct_ids_reduce_to_plain_losses() -> None:
     assert sigmoid_loss(v, t, s, b, ids).item() == pytest.approx(sigmoid_loss(v, t, s, b).item(), abs=1e-14)
 
 
+def test_rows_of_the_targets_sum_to_one() -> None:
+    """Where all logits are equal, a cross-entropy is ln B times the sum of its targets, however many are positive."""
+    nothing = torch.zeros(6, 8, dtype=torch.float64)
+    assert info_nce(nothing, nothing, torch.tensor(20.0), IDS).item() == pytest.approx(np.log(6), abs=1e-12)
+
+
 def test_order_of_the_batch_does_not_matter() -> None:
     v, t = features(6)
     s, b, turn = torch.tensor(20.0).double(), torch.tensor(-5.0).double(), torch.tensor([3, 1, 5, 0, 2, 4])

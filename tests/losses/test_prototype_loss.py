@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.prototypes import class_prototypes, prototype_loss
+from tests.slopes import assert_slopes
 from zero_shot.classify import class_scores
 
 OWNER = torch.tensor([0, 0, 0, 1, 1, 2])
@@ -35,27 +36,22 @@ def reference(v: np.ndarray, told: np.ndarray, present: np.ndarray, scale: float
 
 
 def test_value_and_gradient_are_those_of_the_reference() -> None:
-    v, told, scale = unit(5, 0).requires_grad_(), unit(6, 1).requires_grad_(), torch.tensor(9.0, requires_grad=True)
+    v, told, scale = (
+        unit(5, 0).requires_grad_(),
+        unit(6, 1).requires_grad_(),
+        torch.tensor(9.0).double().requires_grad_(),
+    )
     present = torch.tensor([[1, 0, 0], [0, 1, 1], [0, 0, 0], [0, 0, 1], [1, 1, 1]]).bool()
-    value = prototype_loss(v, class_prototypes(told, OWNER, WEIGHTS, 3), scale.double(), present)
-    images, texts, own = v.detach().numpy(), told.detach().numpy(), present.numpy()
-    assert value.item() == pytest.approx(reference(images, texts, own, 9.0), abs=1e-12)
+    value = prototype_loss(v, class_prototypes(told, OWNER, WEIGHTS, 3), scale, present)
+
+    def of(images: np.ndarray, texts: np.ndarray, factor: np.ndarray) -> float:
+        return reference(images, texts, present.numpy(), float(factor))
+
     value.backward()
+    leaves, places = (v, told, scale), [(0, 0), (1, 3), (2, 2), (4, 6)]
+    assert value.item() == pytest.approx(of(*(leaf.detach().numpy() for leaf in leaves)), abs=1e-12)
+    assert_slopes(of, leaves, (places, places, [()]), within=1e-7)
     assert v.grad is not None
-    assert told.grad is not None
-    assert scale.grad is not None
-    h = 1e-6
-    for place in ((0, 0), (1, 3), (2, 2), (4, 6)):
-        step = np.zeros_like(images)
-        step[place] = h
-        up, down = (reference(images + sign * step, texts, own, 9.0) for sign in (1, -1))
-        assert v.grad[place].item() == pytest.approx((up - down) / (2 * h), abs=1e-7)
-        step = np.zeros_like(texts)
-        step[place] = h
-        up, down = (reference(images, texts + sign * step, own, 9.0) for sign in (1, -1))
-        assert told.grad[place].item() == pytest.approx((up - down) / (2 * h), abs=1e-7)
-    slope = (reference(images, texts, own, 9.0 + h) - reference(images, texts, own, 9.0 - h)) / (2 * h)
-    assert scale.grad.item() == pytest.approx(slope, abs=1e-6)
     assert v.grad[2].abs().max() == 0  # an image without a class
 
 

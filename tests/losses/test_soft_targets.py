@@ -15,6 +15,7 @@ from clip_med.losses.config import LossConfig, SoftTargetsConfig
 from clip_med.losses.contrastive import build_loss, chance_loss
 from clip_med.losses.infonce import info_nce
 from clip_med.losses.soft_targets import label_products, soft_target_loss
+from tests.slopes import assert_slopes
 
 # A caption, which does not count, and labels; the last sample has none.
 IDS = torch.tensor([[9, 3, 4, -1], [9, 4, -1, -1], [9, 3, 4, 5], [9, 6, -1, -1], [9, -1, -1, -1]])
@@ -51,22 +52,13 @@ def test_value_and_gradient_are_those_of_the_reference(similarity: Literal["dot"
     s = torch.tensor(9.0, dtype=torch.float64).requires_grad_()
     value = soft_target_loss(v, t, s, IDS, similarity=similarity, sharpness=sharpness)
     value.backward()
-    plain_v, plain_t = v.detach().numpy(), t.detach().numpy()
-    assert value.item() == pytest.approx(reference(plain_v, plain_t, 9.0, similarity, sharpness), abs=1e-12)
-    step = np.zeros_like(plain_v)
-    for place in ((0, 1), (2, 3), (4, 0)):
-        step[...] = 0
-        step[place] = 1e-6
-        for tensor, moves in ((v, (step, 0 * step)), (t, (0 * step, step))):
-            up, down = (
-                reference(plain_v + sign * moves[0], plain_t + sign * moves[1], 9.0, similarity, sharpness)
-                for sign in (1, -1)
-            )
-            assert tensor.grad is not None
-            assert tensor.grad[place].item() == pytest.approx((up - down) / 2e-6, abs=1e-7)
-    up, down = (reference(plain_v, plain_t, 9.0 + sign * 1e-6, similarity, sharpness) for sign in (1, -1))
-    assert s.grad is not None
-    assert s.grad.item() == pytest.approx((up - down) / 2e-6, abs=1e-7)
+
+    def of(images: np.ndarray, texts: np.ndarray, factor: np.ndarray) -> float:
+        return reference(images, texts, float(factor), similarity, sharpness)
+
+    leaves, places = (v, t, s), [(0, 1), (2, 3), (4, 0)]
+    assert value.item() == pytest.approx(of(*(leaf.detach().numpy() for leaf in leaves)), abs=1e-12)
+    assert_slopes(of, leaves, (places, places, [()]), within=1e-7)
 
 
 @pytest.mark.parametrize("labels", [[1, 2, 3, 4, 5], [1, 2, 1, 4, 1], [-1, -1, -1, -1, -1]])
@@ -78,6 +70,14 @@ def test_one_label_each_and_sharp_targets_are_info_nce_over_equal_labels(labels:
         value = soft_target_loss(v, t, s, ids, sharpness=1e4) if sharp else info_nce(v, t, s, ids[:, 1:])
         found.append([value.detach(), *torch.autograd.grad(value, (v, t, s))])
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+
+
+def test_targets_without_sharpness_are_uniform() -> None:
+    """Products of labels that are all 0 say nothing: every pair is as right as every other."""
+    v, t, s = rows(6), rows(7), torch.tensor(9.0).double()
+    value = soft_target_loss(v, t, s, IDS, sharpness=0.0)
+    uniform = -(s * v @ t.T).log_softmax(1).mean() / 2 - (s * t @ v.T).log_softmax(1).mean() / 2
+    assert value.item() == pytest.approx(uniform.item(), abs=1e-12)
 
 
 def test_targets_do_not_depend_on_what_is_one_pair_or_on_the_order() -> None:
