@@ -44,9 +44,13 @@ def prompt_tokens(
     if before < replaced:
         raise ValueError(f"n_ctx must be at most {before} (the tokens before the name in {template!r}), got {replaced}")
     prompts = [template.replace("{}", name) for name in names]
-    cut = [prompt for prompt in prompts if encoder.truncated([prompt])]
+    cut = [name for name, prompt in zip(names, prompts, strict=True) if encoder.truncated([prompt])]
     if cut:
-        raise ValueError(f"{len(cut)} class prompts are longer than the text tower's context, such as {cut[0]!r:.80}")
+        room = encoder.tokenize([""], trim=False).shape[1]
+        raise ValueError(
+            f"{len(cut)} class prompts are longer than the text tower's context of {room} tokens, such as that of "
+            f"class {cut[0]!r:.60} in {template!r:.60}"
+        )
     return encoder.tokenize(prompts).to(encoder.logit_scale.device)
 
 
