@@ -22,7 +22,13 @@ def arguments(description: str | None, **folders: str) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", type=Path, help="also write the JSON line here")
     for name, default in folders.items():
         parser.add_argument(f"--{name}", metavar="DIR", type=Path, default=Path(default), help="default: %(default)s")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.json is not None:
+        # Now, and not after an hour of work.
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        if options.json.is_dir():
+            parser.error(f"--json {options.json}: is a folder, expected a file")
+    return options
 
 
 def alternate(ours: Callable[[], object], theirs: Callable[[], object], rounds: int) -> list[float]:
@@ -44,19 +50,18 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 def report(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
     """Print the line that is the result, with medians and the lowest and highest round."""
-    line = json.dumps(
-        {
-            "benchmark": name,
-            "ratios": {key: round(statistics.median(values), 5) for key, values in measured.items()},
-            "spread": {key: [round(min(values), 5), round(max(values), 5)] for key, values in measured.items()},
-            "environment": environment(),
-            "quick": options.quick,
-        }
-    )
+    line = json.dumps({"benchmark": name, **summary(measured), "environment": environment(), "quick": options.quick})
+    print(line, flush=True)
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(line + "\n", encoding="utf-8")
-    print(line)
 
 
-__all__ = ["alternate", "arguments", "report", "timed"]
+def summary(measured: dict[str, list[float]]) -> dict[str, object]:
+    """Median and range over the rounds, by name."""
+    return {
+        "ratios": {key: round(statistics.median(values), 5) for key, values in measured.items()},
+        "spread": {key: [round(min(values), 5), round(max(values), 5)] for key, values in measured.items()},
+    }
+
+
+__all__ = ["alternate", "arguments", "report", "summary", "timed"]

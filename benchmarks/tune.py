@@ -15,6 +15,7 @@ With `--quick`: towers of less than 1 M parameters, and for accuracy 12 epochs a
 
 from __future__ import annotations
 
+import json
 import statistics
 import tempfile
 from dataclasses import dataclass, replace
@@ -25,7 +26,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from benchmarks.measure import arguments, report, timed
+from benchmarks.measure import arguments, report, summary, timed
 from benchmarks.tune_task import AUGMENT, CONTEXT, NAMES, Shots, biomedclip_shape, class_texts, pretrained, write_shots
 from benchmarks.tune_usual import Consistency, UsualLoop
 from clip_med.data.views import ViewConfig
@@ -70,7 +71,10 @@ def main() -> None:
 def measure(root: Path, amount: Amount) -> dict[str, list[float]]:
     """All ratios; what is drawn and trained on the way goes into `root`."""
     encoder = biomedclip_shape(root / "bert", full=amount.full)
-    return times(encoder, write_shots(root / "timed", SHOTS, size=256), amount.rounds) | accuracies(root, amount)
+    timed_ratios = times(encoder, write_shots(root / "timed", SHOTS, size=256), amount.rounds)
+    # Printed before the second part begins, so that a fault in it does not cost the first.
+    print(json.dumps(summary(timed_ratios)), flush=True)
+    return timed_ratios | accuracies(root, amount)
 
 
 def times(encoder: DualEncoder, shots: Shots, rounds: int) -> dict[str, list[float]]:
