@@ -24,7 +24,9 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--data", metavar="SHARDS", type=Path, required=True, help="folder with train, test, maybe val")
-    parser.add_argument("--model", metavar="MODEL", type=Path, required=True, help="a run folder or a model folder")
+    parser.add_argument(
+        "--model", metavar="MODEL", type=Path, required=True, help="a run, a model folder or hf-hub:OWNER/NAME"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="only samples of this data set")
     parser.add_argument("--classes", metavar="LABEL", nargs="+", default=[], help="labels (default: all of train)")
     parser.add_argument("--multi-label", action="store_true", help="images may have any number of the labels")

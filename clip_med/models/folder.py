@@ -28,6 +28,10 @@ from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
 from clip_med.models.two_tower import check_image_size, overridden, two_tower
 
 CONFIG_NAME = "open_clip_config.json"
+# open_clip's own way of naming a model on the Hugging Face hub.
+HUB = "hf-hub:"
+# Configurations, tokenizers and weights without pickle.
+_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
 WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
@@ -200,9 +204,14 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
 def resolve_folder(path: Path) -> Path:
     """The model folder of a run (where its `latest.json` points) or of a checkpoint, or the path itself if it is one.
 
+    `hf-hub:OWNER/NAME` is a model on the Hugging Face hub, in its local cache after the first time.
+
     Raises:
-        ValueError: none of these, a run without a checkpoint, or a `latest.json` that points to no model.
+        ValueError: none of these, a run without a checkpoint, or a `latest.json` that points to no model; a model that
+            the hub does not have or that cannot be reached.
     """
+    if str(path).startswith(HUB):
+        path = _from_hub(str(path).removeprefix(HUB))
     for folder in (path, path / "model"):
         if (folder / CONFIG_NAME).is_file() or is_hf_folder(folder):
             return folder
@@ -219,6 +228,16 @@ def resolve_folder(path: Path) -> Path:
     if not (folder / CONFIG_NAME).is_file():
         raise ValueError(f"{latest}: points to {folder}, which is no model folder (it has no {CONFIG_NAME})")
     return folder
+
+
+def _from_hub(name: str) -> Path:
+    """The folder of a model of the hub, in the local cache."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{HUB}{name}: cannot be taken from the Hugging Face hub: {error}") from error
 
 
 def relocate(directory: Path) -> None:

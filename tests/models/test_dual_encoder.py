@@ -288,6 +288,23 @@ def test_weights_of_another_activation_are_refused(
         build_model(config)
 
 
+def test_a_model_of_the_hub_is_taken_from_its_cache(
+    encoder_of: Callable[[str], DualEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    cached, commit = tmp_path / "models--ours--tiny", "0" * 40
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs/main").write_text(commit)
+    (cached / "snapshots").mkdir()
+    encoder = encoder_of("vit")
+    save_folder(encoder, cached / "snapshots" / commit)
+    loaded = load_folder(resolve_folder(Path("hf-hub:ours/tiny")))
+    assert all(value.equal(encoder.clip.state_dict()[name]) for name, value in loaded.clip.state_dict().items())
+    with pytest.raises(ValueError, match="hf-hub:ours/other: cannot be taken from the Hugging Face hub"):
+        resolve_folder(Path("hf-hub:ours/other"))
+
+
 def test_runs_checkpoints_and_models_are_told_apart(encoder_of: Callable[[str], DualEncoder], tmp_path: Path) -> None:
     run = tmp_path / "run"
     model = run / "checkpoints" / "step_3" / "model"
