@@ -13,6 +13,7 @@ from clip_med.knowledge.hierarchy import Knowledge
 from clip_med.knowledge.load import load_knowledge
 from clip_med.knowledge.modalities import is_of_modality
 from clip_med.knowledge.schema import Attributes, Finding
+from clip_med.knowledge.templates import TEMPLATES
 
 
 @config
@@ -26,6 +27,8 @@ class KnowledgePrompts:
     facets: tuple[Facet, ...] = ("name", "definition", "appearance")
     """name: the names that `classes` gives; synonyms: those of the base. Both stand in every template. The others are
     sentences that do not hold the name, so that without `name` a class is recognised by description alone."""
+    modality_templates: bool = False
+    """The ensemble of each finding's modality (`clip_med/knowledge/templates.py`) in the place of `templates`."""
     in_templates: bool = False
     """Sentences stand in the templates too, in the place of the name (FLAIR, arXiv 2308.07898)."""
     attribute_weights: Mapping[str, NonNegativeFloat] = field(default_factory=dict[str, float])
@@ -80,6 +83,8 @@ class ClassPrompts:
         for label, names in self.classes.items():
             if not names or not all(name.strip() for name in names):
                 raise ValueError(f"class {label!r} needs at least one non-empty name, got {names!r}")
+        if self.knowledge is not None and self.knowledge.modality_templates and self.templates != ("{}",):
+            raise ValueError("knowledge.modality_templates takes the place of templates: give one of them")
         if self.knowledge is not None and (unknown := set(self.knowledge.absent) - set(self.classes)):
             raise ValueError(f"knowledge.absent: {sorted(unknown)} are none of the classes {list(self.classes)}")
 
@@ -160,7 +165,10 @@ _PLAIN: Final = _Prompt()
 def _rendered(prompts: ClassPrompts) -> dict[str, dict[str, _Prompt]]:
     """The prompts of each label, in order."""
     if prompts.knowledge is None:
-        return {label: dict.fromkeys(_in_templates(prompts, names), _PLAIN) for label, names in prompts.classes.items()}
+        return {
+            label: dict.fromkeys(_in_templates(prompts.templates, names), _PLAIN)
+            for label, names in prompts.classes.items()
+        }
     chosen = prompts.knowledge
     known = load_knowledge(chosen.path)
     rendered: dict[str, dict[str, _Prompt]] = {}
@@ -194,25 +202,36 @@ def _told(
             texts.setdefault(text, _Prompt(facet=facet))
         for name, sentence in attribute_sentences(finding).items() if facet == "attributes" else ():
             weight = chosen.attribute_weights.get(name, 1.0)
-            for text in _sentences((sentence,), prompts, chosen) if weight > 0 else ():
+            for text in _sentences((sentence,), finding, prompts) if weight > 0 else ():
                 texts.setdefault(text, _Prompt(weight, facet))
     return texts
 
 
 def _facet(facet: Facet, finding: Finding, names: tuple[str, ...], prompts: ClassPrompts) -> tuple[str, ...]:
-    assert prompts.knowledge is not None
     texts = names if facet == "name" else facet_texts(finding, (facet,))
     if facet in NAMING:
-        return _in_templates(prompts, texts)
-    return _sentences(texts, prompts, prompts.knowledge)
+        return _in_templates(_templates(finding, prompts), texts)
+    return _sentences(texts, finding, prompts)
 
 
-def _sentences(texts: tuple[str, ...], prompts: ClassPrompts, chosen: KnowledgePrompts) -> tuple[str, ...]:
-    return _in_templates(prompts, tuple(map(phrase, texts))) if chosen.in_templates else texts
+def _sentences(texts: tuple[str, ...], finding: Finding, prompts: ClassPrompts) -> tuple[str, ...]:
+    assert prompts.knowledge is not None
+    if not prompts.knowledge.in_templates:
+        return texts
+    return _in_templates(_templates(finding, prompts), tuple(map(phrase, texts)))
 
 
-def _in_templates(prompts: ClassPrompts, names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(t.replace("{}", name) for t in prompts.templates for name in names))
+def _templates(finding: Finding, prompts: ClassPrompts) -> tuple[str, ...]:
+    assert prompts.knowledge is not None
+    if not prompts.knowledge.modality_templates:
+        return prompts.templates
+    if finding.modality is None:
+        raise ValueError(f"knowledge.modality_templates: finding {finding.id} states no modality")
+    return TEMPLATES[finding.modality]
+
+
+def _in_templates(templates: tuple[str, ...], names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(t.replace("{}", name) for t in templates for name in names))
 
 
 def phrase(text: str) -> str:

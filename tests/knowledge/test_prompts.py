@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
@@ -12,6 +13,8 @@ from clip_med.knowledge.facets import facet_texts
 from clip_med.knowledge.hierarchy import plain_name
 from clip_med.knowledge.load import load_base
 from clip_med.knowledge.prompts import ClassPrompts, KnowledgePrompts, phrase, render_prompts
+from clip_med.knowledge.schema import Modality
+from clip_med.knowledge.templates import TEMPLATES
 
 
 def test_every_name_stands_in_every_template_once() -> None:
@@ -47,6 +50,22 @@ def test_facets_come_in_their_order_and_sentences_do_not_hold_the_name() -> None
         *(f"{name.capitalize()}: {text}." for name, text in finding.attributes.filled().items()),
     )
     assert prompts["cataract"][0] == "A a cataract."
+
+
+def test_every_modality_has_an_ensemble_and_each_finding_takes_its_own() -> None:
+    assert set(TEMPLATES) == set(get_args(Modality))
+    assert all(len(set(of)) >= 3 and all(one.count("{}") == 1 for one in of) for of in TEMPLATES.values())
+    chosen = KnowledgePrompts(facets=("name", "definition"), modality_templates=True)
+    classes = {"glaucoma": ("glaucoma",), "stone": ("kidney_stone", "a kidney stone")}
+    prompts = render_prompts(ClassPrompts(classes=classes, knowledge=chosen))
+    fundus, ct = TEMPLATES["fundus"], TEMPLATES["CT"]
+    assert prompts["glaucoma"][:-1] == tuple(template.format("glaucoma") for template in fundus)
+    assert prompts["glaucoma"][-1] == load_base().findings["fundus_glaucoma"].definition
+    assert ct[0].format("a kidney stone") in prompts["stone"]
+    inside = replace(chosen, facets=("definition",), in_templates=True)
+    assert len(render_prompts(ClassPrompts(classes=classes, knowledge=inside))["stone"]) == len(ct)
+    with pytest.raises(ValueError, match="takes the place of templates"):
+        ClassPrompts(classes=classes, knowledge=chosen, templates=("A {}.",))
 
 
 def test_synonyms_and_sentences_stand_in_templates_where_asked_for() -> None:
