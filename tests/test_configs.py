@@ -36,6 +36,7 @@ def test_the_number_of_configurations_is_known() -> None:
         "knowledge/minilm.yaml",
         "pretrain/corpus_devide.yaml",
         "pretrain/corpus_flair.yaml",
+        "pretrain/corpus_k2sight.yaml",
         "pretrain/corpus_kad.yaml",
         "pretrain/corpus_keep.yaml",
         "pretrain/corpus_lora.yaml",

@@ -72,6 +72,7 @@ def tiny(config: PretrainConfig, root: Path) -> PretrainConfig:
     for head in (queries, facets):
         # Their own classes are known to the base; the phantoms have others.
         assert head is None or len(render_prompts(head.prompts)) >= 14
+    assert sum(len(render_prompts(one.prompts)) for one in config.prototypes) in (0, 24)
     if queries is not None:
         prompts = ClassPrompts(classes=classes)
         queries = dataclasses.replace(queries, text=text, prompts=prompts, width=16, layers=1)
@@ -79,11 +80,16 @@ def tiny(config: PretrainConfig, root: Path) -> PretrainConfig:
         assert facets.prompts.knowledge is not None
         told = dataclasses.replace(facets.prompts.knowledge, modality="dermoscopy")
         facets = dataclasses.replace(facets, prompts=ClassPrompts(classes=classes, knowledge=told))
-    config = dataclasses.replace(config, model=model, train=train, loader=loader, queries=queries, facets=facets)
+    prototypes = tuple(
+        dataclasses.replace(one, prompts=ClassPrompts(classes=classes, knowledge=one.prompts.knowledge))
+        for one in config.prototypes[:1]
+    )
+    config = dataclasses.replace(config, model=model, train=train, loader=loader)
+    config = dataclasses.replace(config, queries=queries, facets=facets, prototypes=prototypes)
     return dataclasses.replace(config, shards=(str(root / "shards"),), sources=())
 
 
-@pytest.mark.parametrize("name", [*RECIPES, *(f"corpus_{name}" for name in RECIPES)])
+@pytest.mark.parametrize("name", [*RECIPES, *(f"corpus_{name}" for name in (*RECIPES, "k2sight"))])
 def test_it_trains_twenty_steps(name: str, data: Path, tmp_path: Path) -> None:
     config = load_config(PretrainConfig, f"pretrain/{name}")
     said: list[str] = []
@@ -98,6 +104,7 @@ def test_it_trains_twenty_steps(name: str, data: Path, tmp_path: Path) -> None:
         ("descriptions of", config.describe),
         ("facets of 2 classes", config.facets),
         ("queries of 2 classes", config.queries),
+        ("prototypes of 2 classes", config.prototypes or None),
     ):
         assert any(line.startswith(begins) for line in said) == (part is not None)
 
