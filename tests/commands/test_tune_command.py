@@ -121,6 +121,8 @@ def test_the_table_holds_means_and_intervals_over_seeds(
     assert main(["tune", "table", str(tmp_path), "--plot", str(plot), "--markdown"]) == 0
     assert "| coop | 0.700 ± 0.200 [0.203, 1.000] |" in capsys.readouterr().out
     assert plot.read_bytes()[:4] == b"\x89PNG"
+    assert main(["tune", "table", str(tmp_path), "--plot", str(tmp_path / "shots.pdf")]) == 2
+    assert "shots.pdf: expected .png or .svg" in capsys.readouterr().err
     append_rows(tmp_path, [base | {"cell": "3", "shots": 1, "scored_on": "test", "top1": 0.5, "n": 9}])
     assert main(["tune", "table", str(tmp_path), "--json"]) == 0
     of_one_seed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["summaries"][-1]
