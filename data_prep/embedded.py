@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -22,10 +23,12 @@ from data_prep.files import MAX_IMAGE_BYTES, check_size, digest_of_listing, insi
 from data_prep.image_folder import SPLIT_FOLDERS
 from data_prep.manifest import ColumnConfig, choose_columns, row_of
 from data_prep.pixels import clean_image
-from data_prep.record import Record, RejectedImageError, Rejection, Task
+from data_prep.record import Record, RejectedImageError, Rejection, Task, rejection_of
 from data_prep.table_files import RowError
 
 _SUFFIXES: Final = (".parquet", ".arrow")
+# What lies beside the data and says what they are.
+_DESCRIPTIONS: Final = ("README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
 
 @config
@@ -48,33 +51,45 @@ class EmbeddedSource:
         return digest_of_listing(self.root, walk_files(self.root))
 
     def records(self) -> Iterator[Record | Rejection]:
-        """A record per row; images are not read.
+        """A record per row; images are not read. A file that is damaged, or no such file, costs itself only.
 
         Raises:
-            ValueError: no such file below the folder, one that is damaged, or columns that do not fit.
+            ValueError: no row in any file below the folder, or columns that do not fit.
         """
-        number = 0
+        number, rows = 0, False
         for relative in walk_files(self.root):
-            if not relative.endswith(_SUFFIXES):
+            if _describes(relative):
                 continue
-            split = _split_of(relative)
-            for where, record, columns in _rows(self.root / relative, self.settings):
+            try:
+                for record in self._records(relative, number):
+                    number, rows = number + 1, True
+                    yield record
+            except (RejectedImageError, OSError) as error:
                 number += 1
-                try:
-                    row = row_of(number, record, columns, self.settings.label_separator, self.settings.findings)
-                except RowError as error:
-                    yield Rejection(row=number, path=relative, reason=error.reason, detail=str(error))
-                    continue
-                place = f"{relative}#{where['chunk']}.{where['index']}"
-                yield Record(
-                    row=number,
-                    path=place,
-                    identity=place,
-                    where={"file": relative, **where},
-                    **{**row.record_fields(), "split": row.values["split"] or split},
-                )
-        if not number:
-            raise ValueError(f"{self.root}: holds no row in any {' or '.join(_SUFFIXES)} file")
+                yield rejection_of(error, row=number, path=relative)
+        if not rows:
+            raise ValueError(f"{self.root}: holds no row in any {' or '.join(_SUFFIXES)} file that can be read")
+
+    def _records(self, relative: str, before: int) -> Iterator[Record | Rejection]:
+        """The rows of one file; so many rows have come before it."""
+        if not relative.endswith(_SUFFIXES):
+            raise RejectedImageError("not a table", f"expected {' or '.join(_SUFFIXES)}")
+        split = _split_of(relative)
+        rows = _rows(inside(self.root, relative, named="the folder"), self.settings)
+        for number, (where, record, columns) in enumerate(rows, start=before + 1):
+            try:
+                row = row_of(number, record, columns, self.settings.label_separator, self.settings.findings)
+            except RowError as error:
+                yield Rejection(row=number, path=relative, reason=error.reason, detail=str(error))
+                continue
+            place = f"{relative}#{where['chunk']}.{where['index']}"
+            yield Record(
+                row=number,
+                path=place,
+                identity=place,
+                where={"file": relative, **where},
+                **{**row.record_fields(), "split": row.values["split"] or split},
+            )
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """The image of a row; the images of one row group are in memory together."""
@@ -88,6 +103,12 @@ class EmbeddedSource:
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
 
+def _describes(relative: str) -> bool:
+    """Whether it is a file of the format that holds no data; programs keep theirs under names with a dot first."""
+    parts = PurePosixPath(relative).parts
+    return parts[-1] in _DESCRIPTIONS or any(part.startswith(".") for part in parts)
+
+
 def _split_of(relative: str) -> str:
     """The split that a folder or the beginning of a file's name says; "" if none does."""
     *folders, file = PurePosixPath(relative).parts
@@ -99,7 +120,7 @@ def _rows(
     file: Path, settings: EmbeddedConfig
 ) -> Iterator[tuple[dict[str, str | int], dict[str, Any], Mapping[str, tuple[str, ...]]]]:
     """Of each row: where its image is, its other cells, and which column means what."""
-    try:
+    with _damage_named():
         schema = parquet.read_schema(file) if file.suffix == ".parquet" else ipc.open_stream(_mapped(file)).schema
         columns = choose_columns(schema.names, settings.columns, file, settings.findings)
         image = columns["path"][0]
@@ -112,8 +133,6 @@ def _rows(
                         cells[column] = _named(cells[column], classes)
                 # The image has no path of its own: what stands for it is where it was found.
                 yield {"column": image, "chunk": chunk, "index": index}, {**cells, image: file.name}, columns
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{file}: damaged: {error}") from error
 
 
 def _chunks(file: Path, columns: list[str]) -> Iterator[Any]:
@@ -133,12 +152,23 @@ def _mapped(file: Path) -> Any:
 
 @lru_cache(maxsize=1)
 def _images(file: Path, column: str, chunk: int) -> Any:
-    try:
+    with _damage_named():
         if file.suffix == ".parquet":
             with parquet.ParquetFile(file) as opened:
                 return opened.read_row_group(chunk, columns=[column]).column(column)
         return _batches(file)[chunk].column(column)
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    try:
+        yield
     except pyarrow.ArrowException as error:
+        raise RejectedImageError("damaged file", str(error)) from error
+    except OSError as error:
+        # A page that cannot be unpacked is for pyarrow an error of the system, but one without a number.
+        if error.errno is not None:
+            raise
         raise RejectedImageError("damaged file", str(error)) from error
 
 

@@ -8,36 +8,35 @@ all images of a study are one sample together.
 
 from __future__ import annotations
 
-import bisect
-import csv
-import gzip
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Final, Literal
 
 from clip_med.config import config
+from data_prep.burned_in import SAID
 from data_prep.files import check_size, digest_of_listing, image_bytes, inside, walk_files
 from data_prep.group_pattern import check_group_pattern, group_in
-from data_prep.image_folder import IMAGE_SUFFIXES, SPLIT_FOLDERS
 from data_prep.openi import read_openi
 from data_prep.pixels import clean_image
-from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
+from data_prep.record import BurnedIn, Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
+from data_prep.report_images import STUDY_IMAGES, StudyImages, is_dicom, known_of_images
 from data_prep.report_sections import SectionName, chosen_sections, split_sections
 
 _REPORTS: Final = (".txt", ".xml")
-_IMAGES: Final = (*IMAGE_SUFFIXES, ".dcm")
 # A long report has 10,000 characters.
 _MOST_BYTES: Final = 1_000_000
-_VIEW: Final = re.compile(r"[A-Za-z][A-Za-z -]{0,30}")
 
 
 @config
 class ReportTreeConfig(ShardSettings):
     """How a tree of reports becomes shards."""
 
+    burned_in: BurnedIn = "quarantine"
+    """As for DICOM: reports come from patients, and so do the images beside them."""
     sections: tuple[SectionName, ...] = ("findings", "impression")
     """Each that a report has is a caption; "report" is all of it."""
     group_pattern: str = ""
@@ -66,6 +65,9 @@ class _Study:
     group: str
     labels: tuple[str, ...] = ()
     licence: str = ""
+    seeds: tuple[str, ...] = ()
+    burned_in: tuple[str, ...] = ()
+    """Images whose header says that text is in their pixels."""
 
     def record(self, relative: str, row: int) -> Record:
         """All of its images in one record, without split and views."""
@@ -80,6 +82,7 @@ class _Study:
             group=self.group,
             study=relative,
             licence=self.licence,
+            seeds=self.seeds,
         )
 
 
@@ -100,13 +103,16 @@ class ReportTreeSource:
         return "-".join(digest_of_listing(root, walk_files(root)) for root in roots)
 
     def records(self) -> Iterator[Record | Rejection]:
-        """A record per image of a report, or per report; reports and images that have no partner are listed."""
-        known = _known_of_images(self.settings.tables)
-        images = _Images(self.images_root)
+        """A record per image of a report, or per report; what has no partner is listed, and so is what is neither."""
+        known = known_of_images(self.settings.tables)
+        images = StudyImages(self.images_root)
         used: set[str] = set()
         row = 0
         for relative in walk_files(self.root):
             if PurePosixPath(relative).suffix.lower() not in _REPORTS:
+                if not self._is_known(relative):
+                    row += 1
+                    yield Rejection(row=row, path=relative, reason="not a report")
                 continue
             row += 1
             try:
@@ -121,11 +127,20 @@ class ReportTreeSource:
             for place, image in enumerate(study.images):
                 row += place > 0
                 split, view = known.get(PurePosixPath(image).stem, ("", ""))
-                record = replace(study.record(relative, row), more_paths=())
-                yield replace(record, path=image, identity=image, split=split, view=view)
+                record = replace(study.record(relative, row), path=image, more_paths=(), identity=image)
+                yield replace(record, split=split, view=view, where=_said(image in study.burned_in))
         for image in sorted(set(images.all()) - used):
             row += 1
             yield Rejection(row=row, path=image, reason="no report", detail="no report that could be used names it")
+        for other in images.others if self.images_root != self.root else ():
+            if self.images_root / other not in self.settings.tables:
+                row += 1
+                yield Rejection(row=row, path=other, reason="not an image")
+
+    def _is_known(self, relative: str) -> bool:
+        """Whether a file that is no report is an image of this tree, or a table that was given."""
+        image = self.images_root == self.root and PurePosixPath(relative).suffix.lower() in STUDY_IMAGES
+        return image or (self.root / relative) in self.settings.tables
 
     def _together(
         self, study: _Study, relative: str, row: int, known: dict[str, tuple[str, str]]
@@ -136,7 +151,7 @@ class ReportTreeSource:
         if len(splits) > 1 and self.settings.split is None:
             detail = f"its images are in {', '.join(sorted(split or 'none' for split in splits))}"
             return Rejection(row=row, path=relative, reason="several splits", detail=detail)
-        record = replace(study.record(relative, row), split=min(splits))
+        record = replace(study.record(relative, row), split=min(splits), where=_said(bool(study.burned_in)))
         views = tuple(view for _, view in said if view)
         if len(said) == 1:
             return replace(record, view="".join(views))
@@ -144,13 +159,13 @@ class ReportTreeSource:
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """One image of a study."""
-        if task.path.lower().endswith(".dcm"):
+        if is_dicom(task.path):
             file = inside(self.images_root, task.path, named="images-root")
-            return _from_dicom(file, self.settings.max_side)
+            return _dicom().dicom_image(file, self.settings.max_side), "png"
         data = image_bytes(self.images_root, task.path, named="images-root")
         return clean_image(data, source=task.path, max_side=self.settings.max_side)
 
-    def _study(self, relative: str, images: _Images) -> _Study:
+    def _study(self, relative: str, images: StudyImages) -> _Study:
         file = inside(self.root, relative, named="the folder")
         check_size(file.stat().st_size, _MOST_BYTES)
         group = group_in(relative, self.settings.group_pattern)
@@ -180,83 +195,36 @@ class ReportTreeSource:
             raise RejectedImageError("no section", f"none of {', '.join(self.settings.sections)} says anything")
         if not study.images:
             raise RejectedImageError("no image", "no image of this report")
-        return study
+        return self._with_headers(study)
+
+    def _with_headers(self, study: _Study) -> _Study:
+        """What the headers of DICOM images say: whose names the report may hold, and that text is in the pixels."""
+        seeds: dict[str, None] = {}
+        burned_in: list[str] = []
+        for image in filter(is_dicom, study.images):
+            try:
+                names, said = _dicom().header_of_study(inside(self.images_root, image, named="images-root"))
+            except (RejectedImageError, OSError):
+                continue  # it is refused when it is opened
+            seeds.update(dict.fromkeys(names))
+            burned_in += [image] * said
+        return replace(study, seeds=tuple(seeds), burned_in=tuple(burned_in))
 
 
-class _Images:
-    """The images below a folder, found by the path of a report or by their own name."""
-
-    def __init__(self, root: Path) -> None:
-        self._of_folder: dict[str, list[str]] = {}
-        self._named: dict[str, list[str]] = {}
-        for relative in walk_files(root):
-            path = PurePosixPath(relative)
-            if path.suffix.lower() in _IMAGES:
-                self._of_folder.setdefault(str(path.parent), []).append(path.name)
-                self._named.setdefault(path.stem, []).append(relative)
-        for names in self._of_folder.values():
-            names.sort()
-
-    def of_report(self, relative: str) -> list[str]:
-        """Those in a folder of the report's name, and those beside it whose names begin with its name."""
-        bare = PurePosixPath(relative).with_suffix("")
-        beside = self._of_folder.get(str(bare.parent), [])
-        found = [bare / name for name in self._of_folder.get(str(bare), [])]
-        for name in beside[bisect.bisect_left(beside, bare.name) :]:
-            if not name.startswith(bare.name):
-                break
-            # 17.txt has 17.png and 17_lateral.png, but not 170.png.
-            if not name[len(bare.name)].isalnum():
-                found.append(bare.parent / name)
-        return [str(path) for path in found]
-
-    def named(self, name: str) -> list[str]:
-        """Those of that name, without ending, in any folder."""
-        return self._named.get(name, [])
-
-    def all(self) -> Iterator[str]:
-        """Every path."""
-        for found in self._named.values():
-            yield from found
+def _said(burned_in: bool) -> dict[str, str | int]:
+    return {SAID: 1} if burned_in else {}
 
 
-def _known_of_images(tables: tuple[Path, ...]) -> dict[str, tuple[str, str]]:
-    """Split and view by the name of an image.
+def _dicom() -> ModuleType:
+    """Where DICOM is read, which needs an extra that other images do not.
 
     Raises:
-        ValueError: a table without a column of images, or that cannot be read.
+        RejectedImageError: it is not installed.
     """
-    known: dict[str, tuple[str, str]] = {}
-    for table in tables:
-        try:
-            with gzip.open(table, "rt", newline="") if table.suffix == ".gz" else table.open(newline="") as file:
-                reader = csv.DictReader(file)
-                name = next((n for n in ("dicom_id", "image") if n in (reader.fieldnames or ())), None)
-                if name is None:
-                    raise ValueError("expected a column dicom_id or image")
-                for row in reader:
-                    split, view = known.get(row[name], ("", ""))
-                    said = (row.get("split") or "").strip()
-                    view = (row.get("ViewPosition") or row.get("view") or view).strip()
-                    known[row[name]] = (SPLIT_FOLDERS.get(said.lower(), said) or split, _plain_view(view))
-        except (OSError, EOFError, csv.Error, ValueError) as error:
-            raise ValueError(f"{table}: cannot be read as a table of images: {error}") from error
-    return known
-
-
-def _plain_view(view: str) -> str:
-    """The view if it is a word or a code; people write anything into such fields."""
-    return view if _VIEW.fullmatch(view) else ""
-
-
-def _from_dicom(file: Path, max_side: int | None) -> tuple[bytes, str]:
     try:
-        from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom
+        return import_module("data_prep.report_dicom")
     except ImportError as error:
         raise RejectedImageError("needs an extra", f"{error.name} reads DICOM: clip-med[dicom]") from error
-    from data_prep.pixels import encode_png, scaled_down
-
-    return encode_png(scaled_down(displayed_frame(read_dicom(file), 0, PixelRules()), max_side)), "png"
 
 
 __all__ = ["ReportTreeConfig", "ReportTreeSource"]

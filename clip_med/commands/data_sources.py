@@ -119,7 +119,7 @@ def _add_writing(parser: Any) -> None:
         "--burned-in",
         choices=("ignore", "quarantine", "blacken"),
         help="of images with text in their pixels, found by rapidocr: nobody looks, they are left out, or the text is "
-        "painted over; default: quarantine for dicom, else ignore",
+        "painted over; default: quarantine for dicom and reports, else ignore",
     )
     parser.add_argument("--max-side", metavar="PIXELS", type=int, help="scale larger images down")
     parser.add_argument("--samples-per-shard", metavar="N", type=int, default=1000, help="default 1000")

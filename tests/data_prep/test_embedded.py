@@ -88,16 +88,39 @@ def test_arrow_files_of_a_saved_dataset_are_read(tmp_path: Path) -> None:
     assert [(level, sample.labels) for level, sample in samples(out, "test")] == [(4, ("benign cyst",))]
 
 
-def test_folders_without_such_files_and_damaged_ones_are_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_folder_without_a_row_is_refused_and_a_damaged_file_costs_itself_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "set").mkdir()
-    command = ["data", "huggingface", str(tmp_path / "set"), "--out", str(tmp_path / "out")]
+    data = tmp_path / "set"
+    data.mkdir()
+    command = ["data", "huggingface", str(data), "--out", str(tmp_path / "out"), "--json"]
     assert main(command) == 2
     assert "holds no row in any .parquet or .arrow file" in capsys.readouterr().err
-    (tmp_path / "set/a.parquet").write_bytes(b"PAR1 nothing")
+    (data / "a.parquet").write_bytes(b"PAR1 nothing")
     assert main(command) == 2
-    assert "a.parquet: damaged" in capsys.readouterr().err
+    assert "holds no row" in capsys.readouterr().err
+    parquet.write_table(table([1, 2, 3, 4]), data / "b.parquet", row_group_size=2)
+    content = bytearray((data / "b.parquet").read_bytes())
+    place = content.index(b"Image 3.")
+    content[place - 40 : place] = bytes(40)  # the header of a page in the second row group
+    (data / "c.parquet").write_bytes(content)
+    (data / "outside.parquet").symlink_to(tmp_path / "x.parquet")
+    (tmp_path / "x.parquet").write_bytes((data / "b.parquet").read_bytes())
+    (data / "d.arrow").write_bytes((data / "b.parquet").read_bytes()[:200])
+    (data / "notes.txt").write_text("x")
+    for name in ("README.md", "dataset_info.json", ".gitattributes"):
+        (data / name).write_text("{}")
+    assert main([*command, "--split", "all"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["written"] == {"all": 6}
+    lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
+    assert {line["path"]: line["reason"] for line in lines} == {
+        "a.parquet": "damaged file",
+        "c.parquet": "damaged file",
+        "d.arrow": "damaged file",
+        "notes.txt": "not a table",
+        "outside.parquet": "outside the folder",
+    }
 
 
 @pytest.mark.parametrize(

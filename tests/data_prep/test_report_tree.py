@@ -16,7 +16,9 @@ from clip_med.cli import main
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
+from data_prep import burned_in
 from data_prep.report_sections import chosen_sections, split_sections
+from tests.data_prep.dicom_files import ct_slice, write
 
 REPORT = """                                 FINAL REPORT
  EXAMINATION:  CHEST (PA AND LAT)
@@ -155,6 +157,41 @@ def test_a_study_with_an_image_whose_name_is_not_utf8_is_listed_and_costs_no_oth
     assert main(["data", "reports", str(tmp_path / "set"), *words]) == 0
     assert len(written(out)["all"]) == 1
     assert reasons(out) == {"17_a.png": "name is not UTF-8"}
+
+
+def test_headers_of_dicom_images_say_whose_names_a_report_may_hold_and_that_text_is_in_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Found by reading: the names of a header were looked for in other headers only, and reports took any image."""
+    monkeypatch.setattr(burned_in, "find_text", lambda pixels: [])
+    for number, study in enumerate(("1", "2", "3")):
+        write(ct_slice(number), tmp_path / f"in/{study}/a.dcm")
+        (tmp_path / f"in/{study}.txt").write_text("FINDINGS: mueller has a nodule of 4 mm, Hans0 none.")
+    write(ct_slice(9, BurnedInAnnotation="YES"), tmp_path / "in/2/b.dcm")
+    (tmp_path / "in/3/a.dcm").write_bytes(b"no image")
+    (tmp_path / "in/notes.pdf").write_text("x")
+    (tmp_path / "in/3/index.html").write_text("x")
+    (tmp_path / "in/table.csv").write_text("image,view\na,axial\n")
+    command = ["data", "reports", str(tmp_path / "in"), "--modality", "CT", "--split", "all", "--json"]
+    command += ["--table", str(tmp_path / "in/table.csv"), "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    first, second = written(tmp_path / "out")["all"]
+    for sample in (first, second):
+        assert sample.captions[0].startswith("[NAME-")
+        assert "a nodule of 4 mm" in sample.captions[0]
+        assert "hans0" not in sample.captions[0].lower() or sample is second
+    assert reasons(tmp_path / "out") == {
+        "2/b.dcm": "burned-in text",
+        "3/a.dcm": "not DICOM",
+        "3/index.html": "not a report",
+        "notes.pdf": "not a report",
+    }
+    assert report["rows"] == 6
+    assert main([*command, str(tmp_path / "together"), "--views", "together"]) == 0
+    assert [len(sample.images) for sample in written(tmp_path / "together")["all"]] == [1]
+    assert main([*command, str(tmp_path / "all"), "--burned-in", "ignore"]) == 0
+    assert len(written(tmp_path / "all")["all"]) == 3
 
 
 OPENI = """<?xml version="1.0"?><eCitation><uId id="CXR{0}"/><licenseURL>http://example.org/by-nc-nd</licenseURL>
