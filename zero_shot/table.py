@@ -78,8 +78,8 @@ def markdown(evaluation: Evaluation) -> str:
 
 
 def markdown_row(cells: Sequence[str]) -> str:
-    """One row of a Markdown table."""
-    return f"| {' | '.join(text.replace('|', chr(92) + '|') for text in cells)} |"
+    """One row of a Markdown table; a line break in a cell, which would end the table, becomes a space."""
+    return f"| {' | '.join(' '.join(text.split()).replace('|', chr(92) + '|') for text in cells)} |"
 
 
 def left_out(task: TaskReport) -> str:
@@ -118,7 +118,8 @@ def _each_finding(task: TaskReport) -> tuple[str, list[list[str]]]:
 
 
 def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of cells as text, every column as wide as its widest cell."""
+    """Lines of cells as text, every column as wide as its widest cell; a line break in a cell becomes a space."""
+    lines = [[" ".join(text.split()) for text in line] for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 

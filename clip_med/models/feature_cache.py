@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -145,7 +145,11 @@ def cached_view_features(
 
 def kept_files(cache: Path) -> tuple[int, int]:
     """How many files of features a folder holds, and their bytes. Any can be deleted: it is computed again."""
-    sizes = [file.stat().st_size for file in cache.glob(f"{_NAME}*.safetensors")]
+    sizes: list[int] = []
+    for file in cache.glob(f"{_NAME}*.safetensors"):
+        # Somebody may delete it meanwhile.
+        with suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
     return len(sizes), sum(sizes)
 
 

@@ -14,7 +14,12 @@ from clip_med.data.views import ViewConfig
 from clip_med.models import feature_cache
 from clip_med.models.config import LoRAConfig
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.feature_cache import cached_image_features, cached_view_features, image_tower_digest
+from clip_med.models.feature_cache import (
+    cached_image_features,
+    cached_view_features,
+    image_tower_digest,
+    kept_files,
+)
 from clip_med.models.features import image_features
 from clip_med.models.folder import build_model, load_folder, save_folder
 from clip_med.models.lora import add_lora
@@ -128,3 +133,13 @@ def test_features_that_are_not_finite_are_refused_by_name(
     monkeypatch.setattr(encoder, "encode_image", lambda images: torch.full((len(images), 4), float("nan")))
     with pytest.raises(ValueError, match=r"k003: the image feature is not finite"):
         cached_view_features(encoder, shards, [3, 4], ViewConfig(count=2), cache=None)
+
+
+def test_a_file_that_somebody_deletes_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("image_features-a.safetensors", "image_features-b.safetensors", "other.safetensors"):
+        (tmp_path / name).write_bytes(b"123")
+    assert kept_files(tmp_path) == (2, 6)
+    there = tuple(tmp_path.glob("image_features-*"))
+    monkeypatch.setattr(Path, "glob", lambda *_: iter(there))
+    there[0].unlink()
+    assert kept_files(tmp_path) == (1, 3)

@@ -72,6 +72,13 @@ def test_markdown_tables_have_equal_columns_and_escape_bars() -> None:
     assert text.endswith("|\n")
 
 
+def test_a_line_break_in_a_name_ends_no_row() -> None:
+    done = Evaluation((classified("a\nb"),), None)
+    for text in (plain(done), markdown(done)):
+        assert "a b" in text
+    assert [line for line in markdown(done).split("\n") if line.startswith("|")][2].startswith("| a b | 1,234 |")
+
+
 def test_retrieval_tasks_with_the_same_columns_share_a_table() -> None:
     tables = rows(Evaluation((retrieved("a", 1, 5), retrieved("b", 1), retrieved("c", 1, 5)), None))
     assert [[line[0] for line in lines] for _, lines in tables] == [["task", "a", "c"], ["task", "b"]]
