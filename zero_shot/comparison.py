@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.model_ranks import critical_difference, friedman_p, task_ranks
-from zero_shot.result import Result
+from zero_shot.result import Result, without_nan
 from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
 from zero_shot.significance import (
     Difference,
@@ -86,7 +86,7 @@ class Comparison:
             "values": {
                 task: {model: result.to_dict() for model, result in own.items()} for task, own in self.values.items()
             },
-            **{name: [_plain(pair) for pair in some] for some, name in pairs},
+            **{name: [without_nan(asdict(pair)) for pair in some] for some, name in pairs},
             "wins_ties_losses": [
                 {"first": a, "second": b, **dict(zip(("wins", "ties", "losses"), self.wins(a, b), strict=True))}
                 for a, b in combinations(self.models, 2)
@@ -288,11 +288,6 @@ def _pair(
         better=better,
         mcnemar=test,
     )
-
-
-def _plain(pair: Pair) -> dict[str, Any]:
-    adjusted = None if math.isnan(pair.adjusted) else pair.adjusted
-    return asdict(pair) | {"difference": pair.difference.to_dict(), "adjusted": adjusted}
 
 
 __all__ = ["OVERALL", "Comparison", "Metric", "Pair", "compare_scores", "measurable"]

@@ -11,7 +11,7 @@ import numpy as np
 
 from zero_shot.evaluation import MEAN_TOP1, Evaluation
 from zero_shot.intervals import bootstrap_mean, mean_of_means
-from zero_shot.result import Result
+from zero_shot.result import Result, without_nan
 from zero_shot.table import aligned
 
 
@@ -34,7 +34,7 @@ class Change:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: undefined values are None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return without_nan(asdict(self))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Change:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,21 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: undefined values are None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return without_nan(asdict(self))
 
 
-__all__ = ["Result"]
+def without_nan(value: Any) -> Any:
+    """Plain values for JSON, at any depth: numbers that are undefined become None, since JSON has no NaN, no infinity.
+
+    Example:
+        >>> without_nan({"a": (1.0, float("nan"))})
+        {'a': [1.0, None]}
+    """
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+__all__ = ["Result", "without_nan"]

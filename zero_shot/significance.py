@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from zero_shot.intervals import bootstrap_mean, unit_numbers
+from zero_shot.result import without_nan
 
 Floats = NDArray[np.floating]
 Doubles = NDArray[np.float64]
@@ -41,7 +42,7 @@ class Difference:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, which has no NaN: undefined values are None."""
-        return {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in asdict(self).items()}
+        return without_nan(asdict(self))
 
 
 def paired_difference(

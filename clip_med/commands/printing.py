@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
-from collections.abc import Mapping
 from typing import Any
+
+from zero_shot.result import without_nan
 
 # Lines of a list that a terminal can bear.
 _LISTED = 20
@@ -14,15 +14,7 @@ _LISTED = 20
 
 def as_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text of a document; numbers that are undefined become null, since JSON has neither NaN nor infinities."""
-    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
