@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from clip_med.data.shard_index import write_atomically
 from clip_med.training.run_folder import environment
 
 T = TypeVar("T")
@@ -48,12 +49,19 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
     return result, time.perf_counter() - began
 
 
+def keep(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
+    """Write the rounds so far as FILE.partial of `--json FILE`: a run that is cut off loses none. `report` removes it."""
+    if options.json:
+        write_atomically(_partial(options.json), _line(name, measured, options) + "\n")
+
+
 def report(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
     """Print the line that is the result, with medians and the lowest and highest round."""
-    line = json.dumps({"benchmark": name, **summary(measured), "environment": environment(), "quick": options.quick})
+    line = _line(name, measured, options)
     print(line, flush=True)
     if options.json:
         options.json.write_text(line + "\n", encoding="utf-8")
+        _partial(options.json).unlink(missing_ok=True)
 
 
 def summary(measured: dict[str, list[float]]) -> dict[str, object]:
@@ -64,4 +72,12 @@ def summary(measured: dict[str, list[float]]) -> dict[str, object]:
     }
 
 
-__all__ = ["alternate", "arguments", "report", "summary", "timed"]
+def _line(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> str:
+    return json.dumps({"benchmark": name, **summary(measured), "environment": environment(), "quick": options.quick})
+
+
+def _partial(file: Path) -> Path:
+    return file.with_name(f"{file.name}.partial")
+
+
+__all__ = ["alternate", "arguments", "keep", "report", "summary", "timed"]

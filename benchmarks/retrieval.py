@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.loss import high_water
-from benchmarks.measure import arguments, report
+from benchmarks.measure import arguments, keep, report
 from zero_shot.ranks import retrieval_ranks
 
 D, SMALL, QUICK, FULL, LARGE = 512, 1_500, 2_500, 10_000, 100_000
@@ -54,6 +54,7 @@ def main() -> None:
             assert all(abs((own <= k).mean() - (other <= k).mean()) <= 1e-3 for k in (1, 5, 10))
         measured["retrieval_vs_full_matrix"].append(theirs.seconds / ours.seconds)
         measured["retrieval_memory_fraction"].append(ours.peak / theirs.peak)
+        keep("retrieval", measured, options)
     if not options.quick:
         measured["memory_fraction_100000"] = [fresh("blocks", LARGE).peak / (4 * LARGE**2)]
     report("retrieval", measured, options)

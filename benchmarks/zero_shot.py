@@ -23,7 +23,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
@@ -34,7 +34,7 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 
-from benchmarks.measure import arguments, report, timed
+from benchmarks.measure import arguments, keep, report, timed
 from benchmarks.zero_shot_loop import FileTask, evaluate, file_tasks
 from clip_med.commands.evaluate import evaluate_folder
 from clip_med.config import dump_yaml, load_config
@@ -60,11 +60,17 @@ def main() -> None:
         if options.quick:
             quick = replace(config, tasks=(*config.tasks[:2], config.tasks[-1]))
             model = corpus_model(root / "model", image_size=64)
-            measured = measure(root, model, on(quick, every(options.shards, root / "shards", 8)), 3, ("fp32",))
+            config = on(quick, every(options.shards, root / "shards", 8))
+            measured: dict[str, list[float]] = {}
+            rounds = measure(root, model, config, 3, ("fp32",))
         else:
             model, config = corpus_model(root / "model"), on(config, options.shards)
-            seconds = command(root, model, config)
-            measured = measure(root, model, config, 5, ("fp32", "bf16")) | {"command_90_s_fraction": [seconds / 90]}
+            measured = {"command_90_s_fraction": [command(root, model, config) / 90]}
+            rounds = measure(root, model, config, 5, ("fp32", "bf16"))
+        for ratios in rounds:
+            for name, value in ratios.items():
+                measured.setdefault(name, []).append(value)
+            keep("zero_shot", measured, options)
     report("zero_shot", measured, options)
 
 
@@ -94,24 +100,23 @@ def on(config: EvalConfig, shards: Path) -> EvalConfig:
 
 def measure(
     root: Path, model: Path, config: EvalConfig, rounds: int, precisions: Sequence[Precision]
-) -> dict[str, list[float]]:
-    """Ratios per round, after one round that is not counted; what is written on the way goes into `root`."""
+) -> Iterator[dict[str, float]]:
+    """Ratios of each round, after one round that is not counted; what is written on the way goes into `root`."""
     tasks = file_tasks(config, root / "files")
     check(model, config, tasks)
-    measured: dict[str, list[float]] = {}
     for number in range(rounds + 1):
+        ratios: dict[str, float] = {}
         for precision in precisions:
             cache = root / f"features-{precision}-{number}"
             own = partial(ours, model, config, precision, cache)
             sides = (own, own, partial(theirs, model, tasks, precision))
             cold, cached, loop = (timed(side)[1] for side in sides)
             print(f"{precision}: cold {cold:.1f} s, cached {cached:.1f} s, loop {loop:.1f} s", flush=True)
-            if number:
-                measured.setdefault(f"cold_{precision}_vs_loop", []).append(loop / cold)
-                measured.setdefault(f"cached_{precision}_vs_loop", []).append(loop / cached)
-                if precision == "fp32":
-                    measured.setdefault("cached_vs_cold", []).append(cold / cached)
-    return measured
+            ratios |= {f"cold_{precision}_vs_loop": loop / cold, f"cached_{precision}_vs_loop": loop / cached}
+            if precision == "fp32":
+                ratios["cached_vs_cold"] = cold / cached
+        if number:
+            yield ratios
 
 
 def ours(model: Path, config: EvalConfig, precision: Precision, cache: Path) -> None:
