@@ -35,10 +35,11 @@ def what_was_run(
     """What stands behind the numbers of one or several models; reads their weights once, for the digests.
 
     Args:
-        models: name to model folder, or to a folder of scores.
+        models: name to model folder (or open_clip:NAME:WEIGHTS), or to a folder of scores.
         settings: what else the numbers depend on, such as a seed.
         timed: False leaves the time out, so that equal commands give equal bytes.
     """
+    from clip_med.models.open_clip_names import is_named, weights_of
     from clip_med.training.run_folder import environment
 
     around = environment()
@@ -47,7 +48,8 @@ def what_was_run(
     ]
     for name, folder in models.items():
         found.append((name, str(folder)))
-        files = sorted([*folder.glob("*.safetensors"), *folder.glob(f"*{SUFFIX}")])
+        kept = sorted([*folder.glob("*.safetensors"), *folder.glob(f"*{SUFFIX}")])
+        files = [weights_of(folder)] if is_named(folder) else kept
         found += [(f"SHA-256 of {path.name}", sha256_of(path)) for path in files]
     for location in dict.fromkeys(task.shards for config in configs for task in config.tasks):
         shards = ShardSet.open(location)

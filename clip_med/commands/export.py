@@ -20,7 +20,9 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med export runs/first models/first. Adapters on the model that they were trained on: "
         "clip-med export models/base models/adapted --lora runs/lora",
     )
-    parser.add_argument("model", metavar="RUN", type=Path, help="a run folder or a model folder")
+    parser.add_argument(
+        "model", metavar="RUN", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     parser.add_argument(
         "--lora", metavar="DIR", type=Path, help="merge the adapters of this run or folder (lora.safetensors) into RUN"

@@ -25,7 +25,11 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--data", metavar="SHARDS", type=Path, required=True, help="folder with train, test, maybe val")
     parser.add_argument(
-        "--model", metavar="MODEL", type=Path, required=True, help="a run, a model folder or hf-hub:OWNER/NAME"
+        "--model",
+        metavar="MODEL",
+        type=Path,
+        required=True,
+        help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS",
     )
     parser.add_argument("--dataset", metavar="NAME", help="only samples of this data set")
     parser.add_argument("--classes", metavar="LABEL", nargs="+", default=[], help="labels (default: all of train)")

@@ -31,7 +31,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--method", metavar="NAME", help="such as coop, biomedcoop, tip_adapter, linear_probe")
     parser.add_argument("--shots", metavar="K", type=int, default=16, help="images of each class; 0: all (%(default)s)")
     parser.add_argument("--data", metavar="SHARDS", type=Path, help="folder with train, test and perhaps val")
-    parser.add_argument("--model", metavar="MODEL", type=Path, help="a run, a model folder or hf-hub:OWNER/NAME")
+    parser.add_argument(
+        "--model", metavar="MODEL", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
+    )
     parser.add_argument("--dataset", metavar="NAME", help="only samples of this data set")
     parser.add_argument("--classes", metavar="LABEL", nargs="+", default=[], help="labels (default: all of train)")
     parser.add_argument(

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clip_med.config import nearest
 from clip_med.data.images import Preprocess
 from clip_med.distributed import placed_like, whole
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
@@ -25,7 +24,8 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.hf_encoder import is_hf_folder, load_hf_folder
 from clip_med.models.knowledge_heads import drop_heads, head_tensors, load_heads, save_heads
 from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
-from clip_med.models.two_tower import check_image_size, overridden, two_tower
+from clip_med.models.open_clip_names import is_named, named, open_clip_encoder
+from clip_med.models.two_tower import two_tower
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own way of naming a model on the Hugging Face hub.
@@ -43,7 +43,7 @@ def build_model(config: ModelConfig) -> DualEncoder:
     """
     match config:
         case OpenClipModel():
-            return _open_clip(config)
+            return open_clip_encoder(config)
         case ViTModel() | ResNetModel():
             model_cfg = config.model_cfg()
             tokenizer = _clip_tokenizer(config.context_length)
@@ -145,13 +145,16 @@ def save_folder(
 def load_folder(directory: Path) -> DualEncoder:
     """Read a model folder, offline and strictly: no missing and no unexpected weights, no pickle.
 
-    A folder of transformers (CLIP, SigLIP and their kin) gives an `HFEncoder`, which encodes and does not train.
+    A folder of transformers (CLIP, SigLIP and their kin) gives an `HFEncoder`, which encodes and does not train;
+    open_clip:NAME:WEIGHTS the model of that name.
 
     Raises:
         ValueError: no configuration or no safetensors weights; weights that do not fit, naming them.
     """
     import open_clip
 
+    if is_named(directory):
+        return open_clip_encoder(named(directory))
     if not (directory / CONFIG_NAME).is_file() and is_hf_folder(directory):
         return load_hf_folder(directory)
     document = _read_config(directory)
@@ -204,12 +207,15 @@ def load_weights(clip: nn.Module, directory: Path) -> None:
 def resolve_folder(path: Path) -> Path:
     """The model folder of a run (where its `latest.json` points) or of a checkpoint, or the path itself if it is one.
 
-    `hf-hub:OWNER/NAME` is a model on the Hugging Face hub, in its local cache after the first time.
+    `hf-hub:OWNER/NAME` is a model on the Hugging Face hub, in its local cache after the first time;
+    `open_clip:NAME:WEIGHTS` (`clip_med.models.open_clip_names`) stays as it is.
 
     Raises:
         ValueError: none of these, a run without a checkpoint, or a `latest.json` that points to no model; a model that
             the hub does not have or that cannot be reached.
     """
+    if is_named(path):
+        return path
     if str(path).startswith(HUB):
         path = _from_hub(str(path).removeprefix(HUB))
     for folder in (path, path / "model"):
@@ -251,58 +257,6 @@ def relocate(directory: Path) -> None:
 def _point_text_tower_at(directory: Path, model_cfg: dict[str, Any]) -> None:
     path = str(directory.resolve())
     model_cfg["text_cfg"] |= {"hf_model_name": path, "hf_tokenizer_name": path}
-
-
-def _open_clip(config: OpenClipModel) -> DualEncoder:
-    import open_clip
-
-    names = open_clip.list_models()
-    if config.name not in names:
-        raise ValueError(f"model name {config.name!r} is not an open_clip architecture; {nearest(config.name, names)}")
-    model_cfg = open_clip.get_model_config(config.name)
-    assert model_cfg is not None, "list_models named it"
-    if config.image_size is not None:
-        model_cfg["vision_cfg"]["image_size"] = config.image_size
-    if config.context_length is not None:
-        model_cfg["text_cfg"]["context_length"] = config.context_length
-    if config.force_quick_gelu:
-        model_cfg["quick_gelu"] = True
-    if config.pretrained is not None:
-        _check_pretrained(config.name, config.pretrained, quick_gelu=model_cfg.get("quick_gelu", False))
-    clip: Any = open_clip.create_model(
-        config.name,
-        pretrained=config.pretrained,
-        pretrained_text=config.pretrained is None,
-        force_image_size=config.image_size,
-        force_context_length=config.context_length,
-        force_quick_gelu=config.force_quick_gelu,
-    )
-    if hasattr(clip.visual, "trunk"):
-        check_image_size(clip.visual.trunk, config.name, model_cfg["vision_cfg"]["image_size"])
-    preprocess = overridden(Preprocess.from_open_clip(clip.visual.preprocess_cfg), config)
-    tokenizer = open_clip.get_tokenizer(config.name, context_length=config.context_length)
-    return DualEncoder(clip, model_cfg, preprocess, tokenizer)
-
-
-def _check_pretrained(name: str, pretrained: str, *, quick_gelu: bool) -> None:
-    """Refuse unknown weights, and weights of the other activation: open_clip warns of it and the features are wrong."""
-    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
-
-    tag = get_pretrained_cfg(name, pretrained)
-    if not tag:
-        if not Path(pretrained).is_file():
-            tags = list_pretrained_tags_by_model(name)
-            raise ValueError(
-                f"model pretrained {pretrained!r} is neither a file nor weights of {name}; one of {', '.join(tags)}"
-            )
-        return
-    trained_with = bool(tag.get("quick_gelu", False))
-    if trained_with != quick_gelu:
-        mend = "set force_quick_gelu: true" if trained_with else "take an architecture without QuickGELU"
-        raise ValueError(
-            f"model pretrained {pretrained!r} of {name} was trained {'with' if trained_with else 'without'} QuickGELU; "
-            f"{mend}"
-        )
 
 
 def _read_config(directory: Path) -> dict[str, Any]:

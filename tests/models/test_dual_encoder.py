@@ -18,6 +18,7 @@ from clip_med.models.config import FolderModel, OpenClipModel, ResNetModel, ViTM
 from clip_med.models.context import extend_context
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model, load_folder, relocate, resolve_folder, save_folder
+from clip_med.models.open_clip_names import named, weights_of
 from tests.models.tiny_bert import write_bert
 
 TEXTS = ["left effusion!", "a small nodule in the upper lobe of the right lung", "!"]
@@ -280,7 +281,7 @@ def test_weights_of_another_activation_are_refused(
 ) -> None:
     config = OpenClipModel(name=name, pretrained=pretrained, force_quick_gelu=quick)
     if message is None:
-        from clip_med.models.folder import _check_pretrained  # what follows would download
+        from clip_med.models.open_clip_names import _check_pretrained  # what follows would download
 
         _check_pretrained(name, pretrained, quick_gelu=quick)
         return
@@ -303,6 +304,36 @@ def test_a_model_of_the_hub_is_taken_from_its_cache(
     assert all(value.equal(encoder.clip.state_dict()[name]) for name, value in loaded.clip.state_dict().items())
     with pytest.raises(ValueError, match="hf-hub:ours/other: cannot be taken from the Hugging Face hub"):
         resolve_folder(Path("hf-hub:ours/other"))
+
+
+def test_open_clip_models_are_taken_by_name_and_weights(
+    encoder_of: Callable[[str], DualEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import open_clip
+
+    encoder = encoder_of("vit").eval()
+    save_folder(encoder, tmp_path / "saved")
+    weights = tmp_path / "saved/open_clip_model.safetensors"
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {"tiny": encoder.model_cfg})
+    path = Path(f"open_clip:tiny:{weights}")
+    again = load_folder(resolve_folder(path)).eval()
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(images), encoder.encode_image(images))
+        torch.testing.assert_close(
+            again.encode_text(again.tokenize(TEXTS)), encoder.encode_text(encoder.tokenize(TEXTS))
+        )
+    assert weights_of(path) == weights
+    # A tag brings the activation that its weights were trained with.
+    assert named(Path("open_clip:ViT-B-32:openai")).force_quick_gelu
+    assert not named(Path("open_clip:ViT-B-32:laion2b_s34b_b79k")).force_quick_gelu
+    for wrong, message in (
+        ("open_clip:tiny", "expected open_clip:NAME:WEIGHTS"),
+        ("open_clip:tniy:x", "did you mean 'tiny'"),
+        ("open_clip:tiny:none.pt", "'none.pt' is neither a file nor weights of tiny"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_folder(resolve_folder(Path(wrong)))
 
 
 def test_runs_checkpoints_and_models_are_told_apart(encoder_of: Callable[[str], DualEncoder], tmp_path: Path) -> None:
