@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import render_prompts
-from zero_shot.conditions import selected
 from zero_shot.config import ClassificationTask, EvalConfig
+from zero_shot.task_images import task_images
 
 BATCH: Final = 128
 
@@ -39,21 +38,20 @@ def file_tasks(config: EvalConfig, folder: Path) -> list[FileTask]:
     folder.mkdir()
     tasks: list[FileTask] = []
     for task in config.tasks:
-        shards = ShardSet.open(task.shards)
-        chosen = selected(shards, task)
-        files = [folder / f"{sample.key}.{sample.image_suffix}" for _, sample in chosen]
-        for (index, _), file in zip(chosen, files, strict=True):
-            file.write_bytes(shards.read(index).image)
+        images = task_images(task)
+        files = [folder / f"{sample.key}.{sample.image_suffix}" for sample in images.samples]
+        for index, file in zip(images.indices, files, strict=True):
+            file.write_bytes(images.shards.read(index).image)
         classes = render_prompts(task.prompts) if isinstance(task, ClassificationTask) else {}
         numbers = {label: number for number, label in enumerate(classes)}
         tasks.append(
             FileTask(
                 name=task.name,
-                indices=[index for index, _ in chosen],
+                indices=list(images.indices),
                 files=files,
                 prompts=list(classes.values()),
-                truth=[numbers[label] for _, sample in chosen for label in sample.labels if label in numbers],
-                captions=[] if classes else [sample.captions[0] for _, sample in chosen],
+                truth=[numbers[label] for sample in images.samples for label in sample.labels if label in numbers],
+                captions=[] if classes else [sample.captions[0] for sample in images.samples],
             )
         )
     return tasks

@@ -59,16 +59,18 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def prompt_table(choices: Mapping[str, Mapping[str, PromptChoice]]) -> tuple[str, Lines]:
-    """The prompts each model was given, with their balanced accuracy on validation and that of the configured ones."""
-    lines = [["task", "model", "prompts", "accuracy", "as configured", "chosen on", "images"]]
+    """The prompts each model was given, with what they were chosen by on validation, and that of those configured."""
+    lines = [["task", "model", "prompts", "by", "value", "as configured", "chosen on", "images"]]
     for model, own in choices.items():
         for task, choice in own.items():
-            accuracies = [choice.accuracies[choice.taken.name], choice.accuracies["as configured"]]
+            count, by = len(choice.taken.task.prompts.classes), choice.measure
+            if choice.left_out:
+                by += f" of {count - len(choice.left_out)} of {count} findings"
+            values = [f"{choice.values[name]:.3f}" for name in (choice.taken.name, "as configured")]
             split = choice.shards.rstrip("/").split("/")[-1]
-            shown = [choice.taken.name, *(f"{value:.3f}" for value in accuracies), split, f"{choice.n:,}"]
-            lines.append([task, model, *shown])
+            lines.append([task, model, choice.taken.name, by, *values, split, f"{choice.n:,}"])
     ordered = [lines[0], *sorted(lines[1:], key=lambda line: line[0])]
-    return "Prompts chosen on validation images (balanced accuracy)", ordered
+    return "Prompts chosen on validation images", ordered
 
 
 def text(found: Sequence[tuple[str, Lines]], remarks: Sequence[str], *, markdown: bool = False) -> str:

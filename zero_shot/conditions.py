@@ -1,110 +1,27 @@
-"""Labelled images of a classification task, and their features as they are and under corruptions."""
+"""Features of the images of a task as they are and under corruptions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float32
-from numpy.typing import NDArray
 
 from clip_med.data.augment import eval_image
 from clip_med.data.images import decode_image
-from clip_med.data.sample import Sample
-from clip_med.data.shards import ShardSet
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, evaluating, image_rows
-from zero_shot.config import ClassificationTask, EvalTask, RetrievalTask
 from zero_shot.corruptions import Corruption, corrupt
+from zero_shot.task_images import TaskImages
 
 Condition = tuple[Corruption, int] | None
 """A corruption and its level; None: the images as they are."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
-    """The images of a task: where they are, their metadata, and class numbers [N]."""
-
-    task: ClassificationTask
-    shards: ShardSet
-    indices: tuple[int, ...]
-    samples: tuple[Sample, ...]
-    truth: NDArray[np.int64]
-
-    @property
-    def groups(self) -> list[str]:
-        """The patient of each image."""
-        return [sample.group for sample in self.samples]
-
-
-def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
-    """The images of a task; with `limit` so many of them at most, spread evenly over the set.
-
-    Raises:
-        ValueError: no image, one with none or several of the classes, a limit below 1, or see `selected`; names task
-            and key.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}")
-    shards = ShardSet.open(task.shards)
-    chosen = selected(shards, task)
-    if not chosen:
-        raise ValueError(f"task {task.name}: no sample of {task.shards} is of its data sets and modalities")
-    if limit is not None and limit < len(chosen):
-        chosen = [chosen[number * len(chosen) // limit] for number in range(limit)]
-    samples = tuple(sample for _, sample in chosen)
-    return Labelled(
-        task=task,
-        shards=shards,
-        indices=tuple(index for index, _ in chosen),
-        samples=samples,
-        truth=true_classes(task, samples),
-    )
-
-
-def true_classes(task: ClassificationTask, samples: Sequence[Sample]) -> NDArray[np.int64]:
-    """[N] number of the class that each sample has among its labels.
-
-    Raises:
-        ValueError: a sample with none or several of the classes; names task and key.
-    """
-    numbers = {label: number for number, label in enumerate(task.prompts.classes)}
-    truth = np.empty(len(samples), dtype=np.int64)
-    for row, sample in enumerate(samples):
-        found = [label for label in sample.labels if label in numbers]
-        if len(found) != 1:
-            raise ValueError(
-                f"task {task.name}: sample {sample.key} has {len(found)} of the {len(numbers)} classes among its "
-                f"labels {list(sample.labels)}; exactly one is needed"
-            )
-        truth[row] = numbers[found[0]]
-    return truth
-
-
-def selected(shards: ShardSet, task: EvalTask) -> list[tuple[int, Sample]]:
-    """Number and metadata of every sample of a task that compares images with texts; there may be none.
-
-    Raises:
-        ValueError: a task that asks the decoder, of which only a whole evaluation knows.
-    """
-    if not isinstance(task, RetrievalTask) and task.score == "queries":
-        raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
-    every = ((index, shards.metadata(index)) for index in range(len(shards)))
-    return [(index, sample) for index, sample in every if is_of(task, sample)]
-
-
-def is_of(task: EvalTask, sample: Sample) -> bool:
-    """Whether a sample is of the data sets and modalities of a task."""
-    return (not task.datasets or sample.dataset in task.datasets) and (
-        not task.modalities or sample.modality in task.modalities
-    )
-
-
 def condition_features(
     encoder: DualEncoder,
-    images: Labelled,
+    images: TaskImages,
     conditions: Sequence[Condition],
     *,
     seed: int = 0,
@@ -144,4 +61,4 @@ def condition_features(
     return {condition: np.concatenate(rows) for condition, rows in found.items()}
 
 
-__all__ = ["Condition", "Labelled", "condition_features", "is_of", "labelled", "selected", "true_classes"]
+__all__ = ["Condition", "condition_features"]

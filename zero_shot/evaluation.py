@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -12,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from zero_shot.result import Result
+from zero_shot.result import Result, without_nan
 from zero_shot.scores import ClassScores, ItemScores, LabelScores, Scores
 from zero_shot.shown import Scored, ScoredFindings, Search
 
@@ -82,7 +81,7 @@ class TaskReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
-        return _without_nan(asdict(self))
+        return without_nan(asdict(self))
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,8 @@ class Evaluation:
     """Reports per task, and the unweighted mean top-1 over the classification tasks (none: None).
 
     `scored` and `findings`: what the model says of every image of a classification task and of one of findings;
-    `queries`: how every query fared, by retrieval task and direction. None of them is part of the JSON.
+    `queries`: how every query fared, by retrieval task and direction; `encoded` and `read`: images that were encoded,
+    and that the cache had. None of them is part of the JSON.
     """
 
     tasks: tuple[TaskReport, ...]
@@ -98,6 +98,8 @@ class Evaluation:
     scored: Mapping[str, Scored] = field(default_factory=dict)
     queries: Mapping[str, ItemScores] = field(default_factory=dict)
     findings: Mapping[str, ScoredFindings] = field(default_factory=dict)
+    encoded: int = 0
+    read: int = 0
 
     @property
     def hits(self) -> dict[str, tuple[NDArray[np.float64], list[str]]]:
@@ -120,21 +122,13 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
-        mean = None if self.mean_top1 is None else _without_nan(self.mean_top1.to_dict())
+        mean = None if self.mean_top1 is None else self.mean_top1.to_dict()
         return {"tasks": [task.to_dict() for task in self.tasks], "mean_top1": mean}
 
 
 def digest(value: object) -> str:
     """SHA-256 of plain values as JSON; the order of classes and samples counts."""
     return hashlib.sha256(json.dumps(value, ensure_ascii=False).encode()).hexdigest()
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 __all__ = ["MEAN_TOP1", "Answer", "Evaluation", "Example", "TaskReport", "digest"]

@@ -7,23 +7,28 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from clip_med.data.sample import Sample
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import Precision, grouped_text_features
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
 from zero_shot.config import MultiLabelTask
 from zero_shot.evaluation import TaskReport, digest
-from zero_shot.multi_label import Targets, label_results, label_targets, one_sided
-from zero_shot.prompt_features import prompt_features
+from zero_shot.multi_label import label_results, one_sided
+from zero_shot.prompt_features import Known, prompt_features
 from zero_shot.shown import ScoredFindings
+from zero_shot.task_images import TaskImages, finding_targets
 
 Floats = NDArray[np.floating]
 Doubles = NDArray[np.float64]
 
 
 def finding_scores(
-    encoder: DualEncoder, task: MultiLabelTask, features: Floats, *, precision: Precision = "fp32"
+    encoder: DualEncoder,
+    task: MultiLabelTask,
+    features: Floats,
+    *,
+    precision: Precision = "fp32",
+    known: Known | None = None,
 ) -> tuple[Doubles, Doubles]:
     """Scores and probabilities [N, K] of images for the findings of a task; features: [N, D] unit rows.
 
@@ -37,8 +42,11 @@ def finding_scores(
     Scores rank as the probabilities do, but do not become equal where those are 0 or 1 in double precision. With
     ensemble `probability` the probability is a mean over prompts, and the score is the probability itself. No
     probability is calibrated.
+
+    Args:
+        known: features of texts, see `grouped_text_features`.
     """
-    present = prompt_features(encoder, task.prompts, precision=precision)
+    present = prompt_features(encoder, task.prompts, precision=precision, known=known)
     scale = float(encoder.logit_scale.detach().exp())
     weights = task.weights()
 
@@ -47,7 +55,7 @@ def finding_scores(
 
     match task.score:
         case "pair":
-            absent = grouped_text_features(encoder, task.absent_texts().values(), precision=precision)
+            absent = grouped_text_features(encoder, task.absent_texts().values(), precision=precision, known=known)
             count = len(present)
             pairs = [
                 scores_of((present[k], absent[k]), None if weights is None else (weights[k], weights[count + k]))
@@ -71,41 +79,23 @@ def finding_scores(
             raise ValueError(f"task {task.name}: score queries is known to clip-med eval only")
 
 
-def finding_targets(task: MultiLabelTask, samples: Sequence[Sample]) -> Targets:
-    """[N, K] which findings each sample of a task has.
-
-    Raises:
-        ValueError: no finding that some images have and some have not.
-    """
-    labels = list(task.prompts.classes)
-    targets = label_targets(samples, labels)
-    if len(one_sided(targets, labels)) == len(labels):
-        raise ValueError(
-            f"task {task.name}: of {len(samples)} samples all or none have each of the labels {labels}: nothing to "
-            f"tell apart; labels of the first: {list(samples[0].labels)}"
-        )
-    return targets
-
-
 def report_findings(
     task: MultiLabelTask,
     scores: Doubles,
     probabilities: Doubles,
     present: Mapping[str, Sequence[str]],
-    samples: Sequence[Sample],
-    indices: Sequence[int],
+    images: TaskImages,
     *,
     seed: int = 0,
 ) -> tuple[TaskReport, ScoredFindings]:
-    """The outcome of a task from scores and probabilities [N, K] of its samples.
+    """The outcome of a task from scores and probabilities [N, K] of its images.
 
     Args:
-        present: what told the model of each finding; indices: where the samples are in their shards; seed: of the
-            bootstrap intervals.
+        present: what told the model of each finding; seed: of the bootstrap intervals.
     """
     labels = tuple(task.prompts.classes)
+    samples, groups = images.samples, images.groups
     targets = finding_targets(task, samples)
-    groups = [sample.group for sample in samples]
     results = label_results(scores, targets, labels, groups=groups, seed=seed)
     absent = task.absent_texts()
     report = TaskReport(
@@ -128,8 +118,8 @@ def report_findings(
     )
     scored = ScoredFindings(
         shards=task.shards,
-        indices=tuple(indices),
-        keys=tuple(sample.key for sample in samples),
+        indices=images.indices,
+        keys=images.keys,
         groups=tuple(groups),
         targets=targets,
         scores=scores,
@@ -143,4 +133,4 @@ def sigmoid(logits: Doubles) -> Doubles:
     return np.exp(-np.logaddexp(0.0, -logits))
 
 
-__all__ = ["finding_scores", "finding_targets", "report_findings", "sigmoid"]
+__all__ = ["finding_scores", "report_findings", "sigmoid"]

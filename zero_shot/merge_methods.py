@@ -21,7 +21,7 @@ from clip_med.models.features import evaluating, image_rows
 from clip_med.models.interpolate import ModelFamily
 from zero_shot.calibration import softmax
 from zero_shot.classify import class_scores
-from zero_shot.conditions import Condition, Labelled, labelled
+from zero_shot.conditions import Condition
 from zero_shot.config import ClassificationTask, EvalConfig
 from zero_shot.corruptions import Corruption, corrupt
 from zero_shot.intervals import bootstrap_mean
@@ -29,6 +29,7 @@ from zero_shot.merging import T3Config, fine_tuned_weight, jensen_shannon
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.prompt_features import prompt_features
 from zero_shot.result import Result
+from zero_shot.task_images import Labelled, labelled
 
 Doubles = NDArray[np.float64]
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from clip_med.data.sample import Sample
 from zero_shot.intervals import bootstrap_metrics
+from zero_shot.metrics import auroc
 from zero_shot.result import Result
 from zero_shot.sorted_scores import SortedScores
 
@@ -55,9 +56,14 @@ def label_results(
     return bootstrap_metrics(of_set, names=names, n=len(scores), groups=groups, seed=seed)
 
 
+def mean_auroc(scores: NDArray[np.floating], targets: Targets) -> float:
+    """The macro AUROC alone, [0, 1]; arguments as in `label_results`."""
+    return _mean([auroc(scores[:, k], targets[:, k]) for k in range(targets.shape[1])])
+
+
 def _mean(values: Sequence[float]) -> float:
     defined = [value for value in values if not np.isnan(value)]
     return float(np.mean(defined)) if defined else float("nan")
 
 
-__all__ = ["Targets", "label_results", "label_targets", "one_sided"]
+__all__ = ["Targets", "label_results", "label_targets", "mean_auroc", "one_sided"]

@@ -13,10 +13,11 @@ from clip_med.knowledge.prompts import prompt_weights
 from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.features import evaluating
 from zero_shot.classify import class_prototypes, class_scores
-from zero_shot.conditions import Labelled, condition_features
+from zero_shot.conditions import condition_features
 from zero_shot.patches import patch_features
 from zero_shot.prompt_features import prompt_features
 from zero_shot.ravl import Discovery, discover
+from zero_shot.task_images import Labelled
 
 
 def region_features(

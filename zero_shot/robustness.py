@@ -26,7 +26,7 @@ from zero_shot.calibration import (
     softmax,
 )
 from zero_shot.classify import class_scores
-from zero_shot.conditions import Condition, Labelled, condition_features, labelled
+from zero_shot.conditions import Condition, condition_features
 from zero_shot.config import ClassificationTask, EvalConfig
 from zero_shot.corruptions import CORRUPTIONS, LEVELS, Corruption
 from zero_shot.intervals import bootstrap_mean
@@ -34,8 +34,9 @@ from zero_shot.metrics import top_k_accuracy
 from zero_shot.ood import Mahalanobis, Separation, energy, max_concept_matching, separation
 from zero_shot.prompt_features import prompt_features
 from zero_shot.prompt_sensitivity import TEMPLATES, Sensitivity, prompt_sensitivity
-from zero_shot.result import Result
+from zero_shot.result import Result, without_nan
 from zero_shot.subgroups import UNKNOWN, Subgroups, subgroup_table, subgroup_values
+from zero_shot.task_images import Labelled, labelled
 
 Doubles = NDArray[np.float64]
 
@@ -114,7 +115,7 @@ class TaskRobustness:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; undefined ones are None, since JSON has no NaN."""
-        return _plain(asdict(self))
+        return without_nan(asdict(self))
 
 
 def robustness(
@@ -309,14 +310,6 @@ def _unknown(
         distance = Mahalanobis.fit(features[fitted], part.truth[fitted])
         found["Mahalanobis"] = separation(distance.score(known), distance.score(unknown))
     return found
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 __all__ = ["Calibration", "Corrupted", "RobustnessConfig", "TaskRobustness", "calibrate", "halves", "robustness"]

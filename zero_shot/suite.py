@@ -11,20 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import text_features
 from zero_shot.calibration import softmax
 from zero_shot.classify import classification_results, sensitivity_name
 from zero_shot.config import ClassificationTask, EvalConfig, MultiLabelTask, RetrievalTask
+from zero_shot.encoded import Encoded, Progress
 from zero_shot.evaluation import MEAN_TOP1, Answer, Evaluation, Example, TaskReport, digest
 from zero_shot.findings import report_findings
 from zero_shot.intervals import bootstrap_mean, mean_of_means
 from zero_shot.metrics import confusion_matrix
-from zero_shot.prepared import Prepared, Progress, Said, Texts, prepare
 from zero_shot.ranks import retrieval_ranks
 from zero_shot.result import Result
 from zero_shot.retrieve import CaptionRows, caption_rows, query_scores, results_of_ranks
+from zero_shot.said import Said, Texts
 from zero_shot.scores import ItemScores
 from zero_shot.shown import Found, Scored, ScoredFindings, Search
+from zero_shot.task_images import Labelled, ShardSets, TaskImages, task_images
 
 _EXAMPLES: Final = 8
 # Answers shown of each, best first.
@@ -60,8 +61,10 @@ def evaluate(
         ValueError: shards that cannot be opened, a task without samples, a sample with none or several of the classes,
             or a damaged sample; each names task, shard or key.
     """
-    prepared = prepare(config.tasks)
-    said = Said(encoder, config, cache, on_progress)
+    sets = ShardSets()
+    prepared = [task_images(task, sets) for task in config.tasks]
+    encoded = Encoded(encoder, cache=cache, on_progress=on_progress)
+    said = Said(encoded, config)
     reports: list[TaskReport] = []
     scored: dict[str, Scored] = {}
     queries: dict[str, ItemScores] = {}
@@ -69,22 +72,22 @@ def evaluate(
     for part in prepared:
         match part.task:
             case ClassificationTask() as task:
-                assert part.truth is not None
+                assert isinstance(part, Labelled)
                 scores, texts = said.class_scores(task, part)
-                report, scored[task.name] = _classify(task, scores, texts, part, part.truth, config.seed)
+                report, scored[task.name] = _classify(task, scores, texts, part, config.seed)
             case MultiLabelTask() as task:
                 scores, probabilities, texts = said.finding_scores(task, part)
                 report, findings[task.name] = report_findings(
-                    task, scores, probabilities, texts, part.samples, part.indices, seed=config.seed
+                    task, scores, probabilities, texts, part, seed=config.seed
                 )
             case RetrievalTask() as task:
-                report, own = _retrieve(encoder, task, said.features(part), part, config, sharded)
+                report, own = _retrieve(said, task, part, config.seed, sharded)
                 queries |= own
         reports.append(report)
     # By name: the draws, and so the interval, do not depend on the order of the tasks.
     ordered = [scored[name].hits() for name in sorted(scored)]
     mean = mean_of_means(ordered, name=MEAN_TOP1, seed=config.seed) if ordered else None
-    return Evaluation(tuple(reports), mean, scored, queries, findings)
+    return Evaluation(tuple(reports), mean, scored, queries, findings, encoded=encoded.encoded, read=encoded.read)
 
 
 def evaluator(config: EvalConfig) -> Callable[[DualEncoder], list[Result]]:
@@ -103,12 +106,10 @@ def _classify(
     task: ClassificationTask,
     scores: Doubles,
     prompts: Texts,
-    part: Prepared,
-    truth: NDArray[np.int64],
+    part: Labelled,
     seed: int,
 ) -> tuple[TaskReport, Scored]:
-    samples = part.samples
-    groups = [sample.group for sample in samples]
+    samples, groups, truth = part.samples, part.groups, part.truth
     classes = tuple(prompts)
     answer = scores.argmax(axis=1)
     right = answer == truth
@@ -146,8 +147,8 @@ def _classify(
         ),
         Scored(
             shards=task.shards,
-            indices=tuple(part.indices),
-            keys=tuple(sample.key for sample in samples),
+            indices=part.indices,
+            keys=part.keys,
             groups=tuple(groups),
             truth=truth,
             scores=scores,
@@ -174,18 +175,12 @@ def _results(
 
 
 def _retrieve(
-    encoder: DualEncoder,
-    task: RetrievalTask,
-    features: NDArray[np.float32],
-    part: Prepared,
-    config: EvalConfig,
-    sharded: bool,
+    said: Said, task: RetrievalTask, part: TaskImages, seed: int, sharded: bool
 ) -> tuple[TaskReport, dict[str, ItemScores]]:
     """Images against the captions of all of them; how every query of each direction fared."""
-    samples = part.samples
+    samples, groups, features = part.samples, part.groups, said.features(part)
     rows = caption_rows(samples, task.duplicates)
-    texts = text_features(encoder, rows.wording, precision=config.precision)[rows.words]
-    groups = [sample.group for sample in samples]
+    texts = said.text_features(rows.wording)[rows.words]
     ranks = retrieval_ranks(features, texts, rows.texts_of, sharded=sharded)
     by_kind = {
         f"{what} {kind}": [row for row, sample in enumerate(samples) if getattr(sample, what) == kind]
@@ -194,9 +189,7 @@ def _retrieve(
     }
 
     def results(images: Sequence[int] | None = None) -> tuple[Result, ...]:
-        return tuple(
-            results_of_ranks(ranks, rows.texts_of, ks=task.ks, image_groups=groups, images=images, seed=config.seed)
-        )
+        return tuple(results_of_ranks(ranks, rows.texts_of, ks=task.ks, image_groups=groups, images=images, seed=seed))
 
     first = [
         int(number)
@@ -212,7 +205,6 @@ def _retrieve(
         own = set(rows.texts_of[row])
         return [Answer(rows.wording[rows.words[text]], float(cosines[text]), text in own) for text in best]
 
-    keys = [sample.key for sample in samples]
     report = TaskReport(
         name=task.name,
         kind=task.kind,
@@ -229,11 +221,11 @@ def _retrieve(
         prompts_sha256=digest(rows.wording),
         split_sha256=digest([[sample.key, list(sample.captions)] for sample in samples]),
     )
-    return report, query_scores(task.name, ranks, rows.texts_of, ks=task.ks, keys=keys, groups=groups)
+    return report, query_scores(task.name, ranks, rows.texts_of, ks=task.ks, keys=part.keys, groups=groups)
 
 
 def _searches(
-    part: Prepared, rows: CaptionRows, features: NDArray[np.float32], texts: NDArray[np.float32], ranks: Doubles
+    part: TaskImages, rows: CaptionRows, features: NDArray[np.float32], texts: NDArray[np.float32], ranks: Doubles
 ) -> tuple[Search, ...]:
     """What some texts find among the images, spread evenly over the texts: not picked by how they look."""
 
@@ -252,7 +244,7 @@ def _searches(
 
 
 def _examples(
-    part: Prepared, truth: Sequence[str], right: Sequence[bool], answers: Callable[[int], Sequence[Answer]]
+    part: TaskImages, truth: Sequence[str], right: Sequence[bool], answers: Callable[[int], Sequence[Answer]]
 ) -> tuple[Example, ...]:
     """Some right and some wrong answers, spread evenly over the task: not picked by how they look."""
     chosen: list[int] = []

@@ -26,8 +26,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help=text,
-        description=text + ". A MODEL is a run, a model folder or a folder of scores (NAME.scores.npz, as --out and "
-        "clip-med probe write them); NAME=PATH names it. See docs/evaluation.md.",
+        description=text + ". A MODEL is a run, a model folder, open_clip:NAME:WEIGHTS or a folder of scores "
+        "(NAME.scores.npz, as --out and clip-med probe write them); NAME=PATH names it. See docs/evaluation.md.",
         epilog="example: clip-med compare runs/a runs/b --data eval/corpus --validation val --out comparison",
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="two or more")
@@ -93,6 +93,8 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _named(models: list[str]) -> dict[str, Path]:
     """Path of each model by its name: the last part of the path unless one is given."""
+    from clip_med.models.open_clip_names import is_named
+
     paths: dict[str, Path] = {}
     for given in models:
         name, separator, rest = given.partition("=")
@@ -102,7 +104,7 @@ def _named(models: list[str]) -> dict[str, Path]:
             raise ValueError(f"{given}: expected PATH or NAME=PATH, a name without /")
         if name in paths:
             raise ValueError(f"two models are called {name}: write NAME={path}")
-        if not path.is_dir():
+        if not path.is_dir() and not is_named(path):
             raise ValueError(f"{path}: no such folder")
         paths[name] = path
     if len(paths) < 2:
@@ -117,6 +119,8 @@ def _scored(
     from clip_med.commands.progress import ItemDisplay
     from clip_med.distributed import process_group
     from clip_med.models.folder import load_folder, resolve_folder
+    from zero_shot.encoded import Encoded
+    from zero_shot.said import Said
     from zero_shot.scores import has_scores, read_scores
     from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 
@@ -138,12 +142,13 @@ def _scored(
                 display.on_item(f"{name}: {task}", done, total)
 
             read[name] = {}
-            cache = chosen_cache(arguments, paths[name])
+            encoded = Encoded(encoder, cache=chosen_cache(arguments, paths[name]), on_progress=step)
             for config, choosing, images in zip(configs, validation, tested, strict=True):
-                own = choose_for_tasks(encoder, choosing, config, cache=cache, on_progress=step)
+                said = Said(encoded, config)
+                own = choose_for_tasks(said, choosing)
                 if own:
                     choices.setdefault(name, {}).update(own)
-                read[name] |= score_tasks(encoder, images, config, chosen=own, cache=cache, on_progress=step)
+                read[name] |= score_tasks(said, images, chosen=own)
     return {name: read[name] for name in paths}, choices
 
 

@@ -12,7 +12,7 @@ from clip_med.commands.printing import as_json
 if TYPE_CHECKING:
     from clip_med.models.dual_encoder import DualEncoder
     from zero_shot.concepts import Bottleneck
-    from zero_shot.conditions import Labelled
+    from zero_shot.task_images import Labelled
 
 
 def add_parser(commands: Any) -> None:
@@ -26,7 +26,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med concepts runs/corpus --config eval/corpus --task ham10000 "
         "--train shards/corpus/train --modality dermoscopy",
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
     parser.add_argument("--config", metavar="EVAL", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--task", metavar="NAME", required=True, help="a classification task of the evaluation")
     parser.add_argument("--train", metavar="SHARDS", required=True, help="labelled shards to fit the classifier on")
@@ -47,8 +47,8 @@ def _concepts(arguments: argparse.Namespace) -> int:
     from clip_med.config import load_config, nearest
     from clip_med.distributed import process_group
     from clip_med.models.folder import load_folder, resolve_folder
-    from zero_shot.conditions import labelled
     from zero_shot.config import ClassificationTask, EvalConfig
+    from zero_shot.task_images import labelled
 
     evaluation = load_config(EvalConfig, arguments.config)
     tasks = {task.name: task for task in evaluation.tasks if isinstance(task, ClassificationTask)}
@@ -115,7 +115,7 @@ def _fitted(
     from zero_shot.concepts import against_random
     from zero_shot.intervals import bootstrap_mean
     from zero_shot.metrics import top_k_accuracy
-    from zero_shot.prompt_choice import as_configured, prompted_scores
+    from zero_shot.prompt_features import prompted_scores
 
     model, results = against_random(
         (features[0], train.truth),
@@ -128,7 +128,7 @@ def _fitted(
         l1=arguments.l1,
         l2=arguments.l2,
     )
-    hits = top_k_accuracy(prompted_scores(encoder, as_configured(test.task), features[1]), test.truth)
+    hits = top_k_accuracy(prompted_scores(encoder, test.task, features[1]), test.truth)
     plain = bootstrap_mean(hits, name="zero-shot: top-1", groups=test.groups, seed=arguments.seed)
     return model, [*results, plain]
 

@@ -23,7 +23,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med eval runs/corpus --config configs/eval/corpus.yaml",
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
     parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")
@@ -103,16 +103,10 @@ def evaluate_folder(
     folder = resolve_folder(model)
     is_run = _is_run(model)
     target = report or (model / "report.html" if is_run else None)
-    encoded: dict[str, int] = {}
     similarity = None
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
         encoder = load_folder(folder).to(chosen)
-
-        def step(task: str, done: int, total: int) -> None:
-            encoded[task] = done
-            display.on_item(task, done, total)
-
-        evaluation = evaluate(encoder, config, cache=cache, on_progress=step, sharded=True)
+        evaluation = evaluate(encoder, config, cache=cache, on_progress=display.on_item, sharded=True)
         if target is not None and images and place(os.environ).rank == 0:
             similarity = similarity_maps(encoder, evaluation)
     document = {"model": str(folder), "config_hash": config_hash(config), **evaluation.to_dict()}
@@ -121,11 +115,11 @@ def evaluate_folder(
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
         write_atomically(model / "eval" / f"{name}.json", as_json(document, indent=1) + "\n")
-    came = f"{sum(encoded.values()):,} encoded on {chosen}"
+    came = f"{evaluation.encoded:,} encoded on {chosen}"
     if cache is not None:
+        came += f", {evaluation.read:,} read from {cache}"
         files, size = kept_files(cache)
-        print(f"image features: {came}; {files} files, {size / 1e6:.1f} MB in {cache}", file=sys.stderr)
-        came += f", the others read from {cache}"
+        print(f"image features: {came}, which holds {files} files, {size / 1e6:.1f} MB", file=sys.stderr)
     if target is not None:
         metrics = read_metrics(model / "metrics.jsonl") if is_run else []
         write_report(

@@ -24,7 +24,7 @@ def add_parser(commands: Any) -> None:
         "RUN/eval/NAME.robustness.json.",
         epilog="example: clip-med robustness runs/corpus --config eval/corpus --levels 1 3 5 --by modality --limit 200",
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run folder or a model folder")
+    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
     parser.add_argument("--config", metavar="EVAL", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument(
         "--corruption", metavar="KIND", nargs="*", help="noise, blur, contrast, jpeg, rotation, crop, marker (all)"
@@ -87,9 +87,9 @@ def _robustness(arguments: argparse.Namespace) -> int:
 def _regions(encoder: Any, evaluation: Any, arguments: argparse.Namespace, display: Any) -> list[dict[str, Any]]:
     from dataclasses import asdict
 
-    from zero_shot.conditions import labelled
     from zero_shot.config import ClassificationTask
     from zero_shot.regions import discover_regions
+    from zero_shot.task_images import labelled
 
     tasks = [task for task in evaluation.tasks if isinstance(task, ClassificationTask)]
     rows: list[dict[str, Any]] = []

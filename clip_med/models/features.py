@@ -103,16 +103,26 @@ def text_features(
 
 
 def grouped_text_features(
-    encoder: DualEncoder, groups: Iterable[Sequence[str]], *, precision: Precision = "fp32"
+    encoder: DualEncoder,
+    groups: Iterable[Sequence[str]],
+    *,
+    precision: Precision = "fp32",
+    known: dict[str, Float32[np.ndarray, " D"]] | None = None,
 ) -> list[Float32[np.ndarray, "P D"]]:
-    """Unit rows for the texts of each group, such as the prompts of each class; all are encoded together.
+    """Unit rows for the texts of each group, such as the prompts of each class; all are encoded together, each once.
+
+    Args:
+        known: features of texts that need no encoding; those of the others are added.
 
     Raises:
-        ValueError: a text whose feature is not finite.
+        ValueError: a text whose feature is not finite, or a group without texts.
     """
-    texts = list(groups)
-    flat = text_features(encoder, [text for own in texts for text in own], precision=precision)
-    return np.split(flat, np.cumsum([len(own) for own in texts])[:-1])
+    texts, known = list(groups), {} if known is None else known
+    if not all(texts):
+        raise ValueError("every group needs at least one text")
+    new = list(dict.fromkeys(text for own in texts for text in own if text not in known))
+    known |= zip(new, text_features(encoder, new, precision=precision), strict=True)
+    return [np.stack([known[text] for text in own]) for own in texts]
 
 
 def _by_cores(ask: Callable[[Tensor], Tensor], pieces: Sequence[Tensor]) -> Tensor:

@@ -18,6 +18,7 @@ from clip_med.models.dual_encoder import DualEncoder
 from clip_med.models.folder import build_model, save_folder
 from tests.labelled_shards import CLASSES, write_labelled
 from tests.tiny_run import TINY
+from zero_shot import encoded
 from zero_shot.scores import ClassScores, LabelScores, read_scores, write_scores
 
 CONFIG = """
@@ -78,8 +79,9 @@ def test_models_then_their_scores_with_those_of_a_probe(
     ]
     assert document["comparisons"][1]["left_out"].keys() == {"captions: image to text", "captions: text to image"}
     choice = document["prompts"]["two"]["findings"]
-    assert choice["balanced_accuracy"][choice["taken"]] == max(choice["balanced_accuracy"].values())
-    assert (choice["images"], choice["chosen_on"]) == (24, str(folder / "val"))
+    assert choice["values"][choice["taken"]] == max(choice["values"].values())
+    assert (choice["measure"], choice["images"]) == ("balanced accuracy", 24)
+    assert choice["chosen_on"] == str(folder / "val")
     page = (out / "comparison.html").read_text()
     assert "<svg" in page
     for text in ("SHA-256 of open_clip_model.safetensors", "24 samples", "seed 0, level 0.05", "name: captions"):
@@ -109,6 +111,27 @@ def test_models_then_their_scores_with_those_of_a_probe(
         assert "| task | images | one | two |" in capsys.readouterr().out
     for name in ("comparison.html", "ranks.top-1.svg", "comparison.json"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_an_image_is_encoded_for_the_first_task_that_asks_and_weights_are_digested_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, digests = [], []
+    encode, digest = DualEncoder.encode_image, encoded.image_tower_digest
+
+    def counted(model: DualEncoder, batch: torch.Tensor) -> torch.Tensor:
+        images.append(len(batch))
+        return encode(model, batch)
+
+    monkeypatch.setattr(DualEncoder, "encode_image", counted)
+    monkeypatch.setattr(encoded, "image_tower_digest", lambda model: digests.append(1) or digest(model))
+    data = ["--data", str(folder / "small.yaml"), "--validation", "val", "--metric", "top-1"]
+    assert compare(folder, *data) == 0
+    # Of each of two models the 24 of val and the 24 of test, which two tasks ask for.
+    assert (sum(images), len(digests)) == (2 * 48, 0)
+    assert compare(folder, *data, "--cache", str(tmp_path / "features")) == 0
+    assert (sum(images), len(digests)) == (4 * 48, 2)
+    capsys.readouterr()
 
 
 def test_kept_features_serve_another_comparison(
@@ -141,13 +164,20 @@ def test_findings_are_compared_by_macro_auroc_alone(
     assert isinstance(stored, LabelScores)
     assert stored.classes == ("cyst", "mass", "never")
     assert stored.truth.sum(axis=0).tolist() == [12, 8, 0]
+    choice = document["prompts"]["one"]["several"]
+    assert choice["values"][choice["taken"]] == max(choice["values"].values())
+    assert (choice["measure"], choice["images"], choice["left_out"]) == ("macro AUROC", 24, {"never": 0})
+    assert "macro AUROC of 2 of 3 findings" in (out / "comparison.html").read_text()
     theirs = [roc_auc_score(stored.truth[:, k], stored.scores[:, k]) for k in (0, 1)]
     assert only["values"]["several"]["one"]["value"] == pytest.approx(np.mean(theirs))
-    # One that knows everything is better; with another truth it is refused, and so is a metric of single classes.
+    # One that knows everything is better than chance; with another truth it is refused, and so is a metric of single
+    # classes.
     right = replace(stored, scores=stored.truth.astype(np.float64))
     write_scores(tmp_path / "right", {"several": right})
     write_scores(tmp_path / "other", {"several": replace(right, truth=~stored.truth)})
-    assert main(["compare", str(out / "scores/one"), str(tmp_path / "right"), "--json"]) == 0
+    drawn = np.random.default_rng(0).normal(size=right.scores.shape)
+    write_scores(tmp_path / "chance", {"several": replace(right, scores=drawn)})
+    assert main(["compare", str(tmp_path / "chance"), str(tmp_path / "right"), "--json"]) == 0
     (only,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert only["pairs"][0]["better"] == "right"
     for words, message in (

@@ -88,14 +88,15 @@ def test_features_stay_in_the_run_and_what_is_damaged_is_named(
     assert line == ""
     assert not (run / "features").exists()
     assert "<dd>24 encoded on cpu</dd>" in (run / "report.html").read_text()
-    assert said() == (alone, f"image features: 24 encoded on cpu; 1 files, 0.0 MB in {run / 'features'}")
-    assert said() == (alone, f"image features: 0 encoded on cpu; 1 files, 0.0 MB in {run / 'features'}")
-    assert f"<dd>0 encoded on cpu, the others read from {run / 'features'}</dd>" in (run / "report.html").read_text()
-    assert said("--cache", str(tmp_path / "own"))[1].startswith("image features: 24 encoded on cpu; 1 files")
+    own = f"read from {run / 'features'}"
+    assert said() == (alone, f"image features: 24 encoded on cpu, 0 {own}, which holds 1 files, 0.0 MB")
+    assert said() == (alone, f"image features: 0 encoded on cpu, 24 {own}, which holds 1 files, 0.0 MB")
+    assert f"<dd>0 encoded on cpu, 24 {own}</dd>" in (run / "report.html").read_text()
+    assert said("--cache", str(tmp_path / "own"))[1].startswith("image features: 24 encoded on cpu, 0 read from")
     assert not caplog.text
     (file,) = (run / "features").iterdir()
     file.write_bytes(file.read_bytes()[:-1])
-    assert said()[1].startswith("image features: 24 encoded on cpu; 1 files")
+    assert said()[1].startswith("image features: 24 encoded on cpu, 0 read from")
     assert f"{file}: damaged" in caplog.text
     with pytest.raises(SystemExit):
         main([*command, "--cache", "a", "--no-cache"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,14 @@ import pytest
 import torch
 
 from clip_med.data.shards import ShardSet
-from clip_med.models.features import Precision, evaluating, image_features, image_rows, text_features
+from clip_med.models.features import (
+    Precision,
+    evaluating,
+    grouped_text_features,
+    image_features,
+    image_rows,
+    text_features,
+)
 from clip_med.models.folder import build_model
 from tests.labelled_shards import write_labelled
 from tests.tiny_run import TINY
@@ -81,6 +89,29 @@ def test_bf16_is_near_and_leaves_unit_rows_of_fp32(tmp_path: Path) -> None:
         assert half.dtype == np.float32
         assert 0 < np.abs(whole - half).max() < 0.03
         np.testing.assert_allclose(np.linalg.norm(half, axis=1), 1.0, atol=1e-6)
+
+
+def test_a_text_of_several_groups_is_encoded_once_and_known_ones_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    encoder = build_model(TINY)
+    expected = text_features(encoder, TEXTS)
+    heard: list[str] = []
+    tokenize = encoder.tokenize
+
+    def listening(texts: Sequence[str], **options: bool) -> torch.Tensor:
+        heard.extend(texts)
+        return tokenize(texts, **options)
+
+    monkeypatch.setattr(encoder, "tokenize", listening)
+    known: dict[str, np.ndarray] = {}
+    groups = [TEXTS[:2], TEXTS[1:]]
+    for _ in range(2):
+        found = grouped_text_features(encoder, groups, known=known)
+        for rows, own in zip(found, (expected[:2], expected[1:]), strict=True):
+            np.testing.assert_allclose(rows, own, atol=1e-6)
+    assert sorted(heard) == sorted(known) == sorted(set(TEXTS))
+    with pytest.raises(ValueError, match="every group needs at least one text"):
+        grouped_text_features(encoder, [TEXTS, ()])
 
 
 @pytest.mark.parametrize("training", [True, False])

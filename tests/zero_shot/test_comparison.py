@@ -18,8 +18,10 @@ from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, perfec
 from zero_shot.comparison import Comparison, Metric, compare_scores
 from zero_shot.comparison_views import joined, notes, rank_figure, tables, text
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
+from zero_shot.encoded import Encoded
 from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc
 from zero_shot.prompt_choice import PromptChoice, candidates
+from zero_shot.said import Said
 from zero_shot.scores import ClassScores, ItemScores, read_scores, write_scores
 from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 from zero_shot.significance import auroc_difference, holm, paired_difference
@@ -235,7 +237,7 @@ def splits(folder: Path) -> EvalConfig:
 
 
 def chosen_on(encoder: Answering, config: EvalConfig, *splits: str) -> dict[str, PromptChoice]:
-    return choose_for_tasks(encoder, validation_sets(config, splits), config)
+    return choose_for_tasks(Said(Encoded(encoder), config), validation_sets(config, splits))
 
 
 def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
@@ -255,11 +257,12 @@ def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
     chosen = chosen_on(picky, config, "val")
     assert set(opened) == {"val"}
     assert chosen["findings"].taken.name == "Diagnosis: {}."
-    assert chosen["findings"].accuracies["Diagnosis: {}."] == 1.0
-    assert chosen["findings"].accuracies["as configured"] == pytest.approx(1 / 3)
-    assert list(chosen["findings"].accuracies) == [one.name for one in candidates(config.tasks[0])]  # type: ignore[arg-type]
+    assert chosen["findings"].values["Diagnosis: {}."] == 1.0
+    assert chosen["findings"].values["as configured"] == pytest.approx(1 / 3)
+    assert list(chosen["findings"].values) == [one.name for one in candidates(config.tasks[0])]  # type: ignore[arg-type]
     images = evaluated_sets(config, validation_sets(config, ["val"]))
-    plain, best = score_tasks(picky, images, config), score_tasks(picky, images, config, chosen=chosen)
+    said = Said(Encoded(picky), config)
+    plain, best = score_tasks(said, images), score_tasks(said, images, chosen=chosen)
     values = compare_scores({"plain": plain, "best": best}).values["findings"]
     # With the other wordings all classes tie.
     assert (values["best"].value, values["plain"].value) == (1.0, pytest.approx(1 / 3))
@@ -287,7 +290,7 @@ def test_prompts_are_chosen_on_validation_and_the_test_is_not_opened(
 def test_scores_are_those_of_the_evaluation(tmp_path: Path) -> None:
     config = splits(tmp_path)
     half = Answering(lambda i: CLASS_OF[i] if i % 3 else 0, class_in)
-    found = score_tasks(half, evaluated_sets(config, {}), config)
+    found = score_tasks(Said(Encoded(half), config), evaluated_sets(config, {}))
     assert list(found) == ["findings", "r: image to text", "r: text to image"]
     classes = found["findings"]
     assert isinstance(classes, ClassScores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,15 @@ from clip_med.models.folder import build_model
 from tests.labelled_shards import CLASS_OF, Answering, write_labelled
 from tests.tiny_run import TINY
 from zero_shot.config import Ensemble, EvalConfig, MultiLabelTask
+from zero_shot.encoded import Encoded
 from zero_shot.evaluation import Evaluation
 from zero_shot.findings import finding_scores
+from zero_shot.prompt_choice import DENIALS, candidates
+from zero_shot.prompt_sensitivity import TEMPLATES
 from zero_shot.report import write_report
+from zero_shot.said import Said
 from zero_shot.scores import LabelScores
+from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 from zero_shot.suite import evaluate, evaluator
 from zero_shot.table import markdown, plain
 
@@ -165,6 +171,61 @@ def test_presence_and_absence_come_from_the_knowledge_base(shards: Path) -> None
     assert set(heard) == {text for finding in known for text in (*finding.positive, *finding.negative)}
     assert dict(done.tasks[0].absent) == {name: f.negative for name, f in zip(LABELS, known, strict=True)}
     assert next(r.value for r in done.tasks[0].results if r.name == "AUROC cyst") == 1.0
+
+
+def test_prompts_are_chosen_on_validation_images_by_macro_auroc(shards: Path, tmp_path: Path) -> None:
+    """A model that hears one wording only, and its denial; the scores of the test are those of that wording."""
+
+    def heard(text: str) -> int:
+        return 0 if text == "This image shows cyst." else 1 if text == "This image does not show cyst." else 3
+
+    cysts = Answering(lambda i: 0 if CLASS_OF[i] == 0 else 1, heard)
+    marked = {i: {"key": f"v{i:02d}", "labels": own} for i, own in HAS.items()}
+    val = write_labelled(tmp_path / "val", marked)
+    config = EvalConfig(tasks=(findings(shards),))
+    validation = validation_sets(config, [str(val)])
+    said = Said(Encoded(cysts), config)
+    choice = choose_for_tasks(said, validation)["f"]
+    # Cysts are told from others, masses by chance, and of stones there is nothing to tell.
+    assert (choice.taken.name, choice.values["This image shows {}."]) == ("This image shows {}.", 0.75)
+    assert choice.values["as configured"] == 0.5
+    assert list(choice.values) == [one.name for one in candidates(config.tasks[0])]  # type: ignore[arg-type]
+    assert len(choice.values) == 9
+    assert choice.to_dict()["absent_templates"] == ["This image does not show {}."]
+    assert (choice.n, choice.measure, choice.shards, choice.left_out) == (24, "macro AUROC", str(val), {"stone": 0})
+    images = evaluated_sets(config, validation)
+    plain, best = score_tasks(said, images)["f"], score_tasks(said, images, chosen={"f": choice})["f"]
+    assert isinstance(plain, LabelScores)
+    assert isinstance(best, LabelScores)
+    assert best.keys[0] == "k00"
+    areas = [roc_auc_score(own.truth[:, 0], own.scores[:, 0]) for own in (plain, best)]
+    assert areas == [0.5, 1.0]
+    # Where all do the same, the first: what is configured.
+    deaf = Said(Encoded(Answering(lambda _: 0, lambda _: 3)), config)
+    assert choose_for_tasks(deaf, validation)["f"].taken.name == "as configured"
+    with pytest.raises(ValueError, match="24 images are in validation and test data, the first: k00"):
+        evaluated_sets(config, validation_sets(config, [str(shutil.copytree(shards, tmp_path / "same"))]))
+    with pytest.raises(ValueError, match=r"task f: prompts cannot be chosen on .*the data of the test"):
+        validation_sets(config, [str(shards)])
+
+
+@pytest.mark.parametrize("fields", [{}, {"score": "sigmoid", "absent": None}, {"score": "softmax", "absent": None}])
+def test_each_candidate_is_a_task_of_the_same_score_and_findings(shards: Path, fields: dict[str, Any]) -> None:
+    task = findings(shards, **fields)
+    tried = candidates(task)
+    assert [one.task.ensemble for one in tried] == ["embedding"] * 8 + ["max"]
+    assert tried[0].task == task
+    for told, denied, one in zip(TEMPLATES, DENIALS, tried[1:7], strict=True):
+        assert isinstance(one.task, MultiLabelTask)
+        assert (one.task.score, one.name) == (task.score, told)
+        assert one.task.present_texts()["cyst"] == (told.format("cyst"), told.format("a cyst"))
+        if one.task.score == "pair":
+            assert one.task.absent_texts()["cyst"] == (denied.format("cyst"), denied.format("a cyst"))
+    weighted = KnowledgePrompts(facets=("attributes",), attribute_weights={"shape": 0.25})
+    prompts = ClassPrompts(classes={"cyst": ("kidney_cyst",)}, knowledge=weighted)
+    tried = candidates(findings(shards, prompts=prompts, absent=None))
+    # Prompts with weights have no best one.
+    assert {one.task.ensemble for one in tried} == {"embedding"}
 
 
 def test_properties_of_presence_and_of_absence_have_weights(shards: Path) -> None:

@@ -16,11 +16,12 @@ from clip_med.models.features import image_features
 from clip_med.models.folder import build_model
 from tests.labelled_shards import CLASS_OF, CLASSES, perfect, write_labelled
 from tests.tiny_run import TINY
-from zero_shot.conditions import condition_features, labelled
+from zero_shot.conditions import condition_features
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.regions import discover_regions, region_features
 from zero_shot.robustness import RobustnessConfig, calibrate, halves, robustness
 from zero_shot.suite import evaluate
+from zero_shot.task_images import labelled
 
 PROMPTS = ClassPrompts(classes={name: (name,) for name in CLASSES}, templates=("{}", "An image of {}."))
 pytestmark = pytest.mark.usefixtures("one_thread")
