@@ -50,7 +50,7 @@ def timed(work: Callable[[], T]) -> tuple[T, float]:
 
 
 def keep(name: str, measured: dict[str, list[float]], options: argparse.Namespace) -> None:
-    """Write the rounds so far as FILE.partial of `--json FILE`: a run that is cut off loses none. `report` removes it."""
+    """Write the rounds so far as FILE.partial of `--json FILE`, until `report`: a run that is cut off loses none."""
     if options.json:
         write_atomically(_partial(options.json), _line(name, measured, options) + "\n")
 

@@ -26,7 +26,8 @@ def add_parser(commands: Any) -> None:
     parser = commands.add_parser(
         "compare",
         help=text,
-        description=text + ". A MODEL is a run, a model folder, open_clip:NAME:WEIGHTS or a folder of scores "
+        description=text
+        + ". A MODEL is a run, a model folder, hf-hub:OWNER/NAME, open_clip:NAME:WEIGHTS or a folder of scores "
         "(NAME.scores.npz, as --out and clip-med probe write them); NAME=PATH names it. See docs/evaluation.md.",
         epilog="example: clip-med compare runs/a runs/b --data eval/corpus --validation val --out comparison",
     )
@@ -93,7 +94,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 def _named(models: list[str]) -> dict[str, Path]:
     """Path of each model by its name: the last part of the path unless one is given."""
-    from clip_med.models.open_clip_names import is_named
+    from clip_med.models.folder import is_name
 
     paths: dict[str, Path] = {}
     for given in models:
@@ -104,7 +105,7 @@ def _named(models: list[str]) -> dict[str, Path]:
             raise ValueError(f"{given}: expected PATH or NAME=PATH, a name without /")
         if name in paths:
             raise ValueError(f"two models are called {name}: write NAME={path}")
-        if not path.is_dir() and not is_named(path):
+        if not path.is_dir() and not is_name(path):
             raise ValueError(f"{path}: no such folder")
         paths[name] = path
     if len(paths) < 2:

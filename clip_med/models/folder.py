@@ -236,6 +236,11 @@ def resolve_folder(path: Path) -> Path:
     return folder
 
 
+def is_name(path: Path) -> bool:
+    """Whether a model is named and not a path: hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS."""
+    return str(path).startswith(HUB) or is_named(path)
+
+
 def _from_hub(name: str) -> Path:
     """The folder of a model of the hub, in the local cache."""
     from huggingface_hub import snapshot_download
@@ -272,4 +277,4 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return document
 
 
-__all__ = ["build_model", "load_folder", "load_weights", "relocate", "resolve_folder", "save_folder"]
+__all__ = ["build_model", "is_name", "load_folder", "load_weights", "relocate", "resolve_folder", "save_folder"]
