@@ -8,8 +8,10 @@ table_images_per_second: 512 px JPEG named by a CSV, read, checked by decoding, 
 merge_images_per_second: samples of a table ten times as long that two parts have written, laid into one output.
 tiles_per_second: 256 px JPEG tiles of a slide of 4096 x 4096 px (2048 x 2048 with --quick), a pyramid of JPEG tiles in
     a TIFF, half of it tissue; the overview and the search for tissue included.
+seen_images_per_second: 224 px JPEG of a shard set, read, decoded, digested and hashed, and the duplicates among them
+    found; one process (`data dedup --workers N` has several).
 dedup_images_per_second: 256-bit hashes, one in ten a copy with up to 10 changed bits, all pairs within 10 bits found;
-    200,000 of them (50,000 with --quick). Decoding and hashing the images is not in it.
+    1,000,000 of them (50,000 with --quick). Decoding and hashing the images is not in it.
 cosine_images_per_second: rows of 512 numbers, one in ten a copy, each compared with all that stay; 20,000 of them
     (4,000 with --quick). The rate falls as their number grows. Encoding the images is not in it.
 """
@@ -32,6 +34,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from benchmarks.measure import arguments, report
+from clip_med.data.shards import ShardSet
+from data_prep.dedup import find_duplicates
 from data_prep.dicom_tree import DicomConfig, DicomSource
 from data_prep.duplicates import BITS, near_pairs
 from data_prep.parts import list_parts, merge_parts, write_part
@@ -66,7 +70,9 @@ def main() -> None:
             "merge_images_per_second": rates(merging(many, folder / "merged", 10 * images), 10 * images, rounds),
             "tiles_per_second": rates(lambda: convert(slides, folder / "out", tiles), tiles, rounds),
         }
-    hashes = copied_hashes(50_000 if options.quick else 200_000)
+        shards = stored(TableSource(table.manifest, table.images_root, TableConfig(max_side=224, split="train")))
+        measured["seen_images_per_second"] = rates(lambda: see(shards), images, rounds)
+    hashes = copied_hashes(50_000 if options.quick else 1_000_000)
     measured["dedup_images_per_second"] = rates(lambda: find(hashes), len(hashes), rounds)
     rows = unit_rows(4_000 if options.quick else 20_000)
     measured["cosine_images_per_second"] = rates(lambda: compare(rows), len(rows), rounds)
@@ -101,6 +107,18 @@ def merging(source: Source, out: Path, images: int) -> Callable[[], None]:
         shutil.rmtree(out)
 
     return merge
+
+
+def stored(source: TableSource) -> ShardSet:
+    """The shards of a table, beside it."""
+    out = source.images_root / "shards"
+    source_to_shards(source, out)
+    return ShardSet.open(out / "train")
+
+
+def see(shards: ShardSet) -> None:
+    """There are twenty slices, so at least every other image repeats one of them."""
+    assert len(find_duplicates(shards).duplicates) >= len(shards) - 20
 
 
 def copied_hashes(count: int) -> np.ndarray:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
 from clip_med.data.volume import decode_volume, middle_slice
 from data_prep.duplicates import PLAIN, difference_hash, pixel_digest
+from data_prep.ordered import Ordered
 from data_prep.staying import StayingPictures, StayingRows
 
 
@@ -84,6 +86,7 @@ def find_duplicates(
     distance: int = 10,
     drop_groups: bool = False,
     features: Features | None = None,
+    workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> DedupReport:
     """Every sample of `shards` that repeats one before it that stays, or one of `against`, which is never touched.
@@ -95,12 +98,13 @@ def find_duplicates(
         distance: bits of 256 in which near duplicates may differ; 0 finds only equal hashes.
         drop_groups: also name samples whose patient or case is in `against`.
         features: finds what hashes do not, such as crops, after them.
+        workers: processes that read and decode; 0 uses this one.
 
     Raises:
         ValueError: a damaged sample, by shard and key; a distance out of range.
     """
     sets = [*against, shards]
-    table = _read(sets, on_progress)
+    table = _read(sets, workers, on_progress)
     before = len(table.keys) - len(shards)
     if features is not None:
         assert [len(each) for each in features.rows] == [len(each) for each in sets]
@@ -185,25 +189,33 @@ class _Table:
         return range(self.first[place], self.first[place + 1])
 
 
-def _read(sets: Sequence[ShardSet], on_progress: Callable[[int, int], None] | None) -> _Table:
+def _read(sets: Sequence[ShardSet], workers: int, on_progress: Callable[[int, int], None] | None) -> _Table:
     total = sum(len(each) for each in sets)
     keys: list[str] = []
     groups: list[str] = []
     first, digests = [0], list[bytes]()
     hashes = bytearray()
-    for each in sets:
-        for index in range(len(each)):
-            sample = each.read(index)
-            for values, shown in _pictures(sample, f"{each.tar(index)}: {sample.key}"):
-                digests.append(pixel_digest(values))
-                hashes += difference_hash(shown).tobytes()
+    places = ((number, index) for number, each in enumerate(sets) for index in range(len(each)))
+    with Ordered(partial(_seen, sets), workers=workers) as ordered:
+        for key, group, pictures in ordered.map(places):
+            for digest, bits in pictures:
+                digests.append(digest)
+                hashes += bits
             first.append(len(digests))
-            keys.append(sample.key)
-            groups.append(sample.group)
+            keys.append(key)
+            groups.append(group)
             if on_progress is not None:
                 on_progress(len(keys), total)
     owners = np.repeat(np.arange(total), np.diff(first))
     return _Table(keys, groups, first, owners, digests, np.frombuffer(hashes, np.uint64).reshape(-1, 4))
+
+
+def _seen(sets: Sequence[ShardSet], place: tuple[int, int]) -> tuple[str, str, list[tuple[bytes, bytes]]]:
+    """Key and group of a sample, and digest and hash of each of its pictures."""
+    each, index = sets[place[0]], place[1]
+    sample = each.read(index)
+    pictures = _pictures(sample, f"{each.tar(index)}: {sample.key}")
+    return sample.key, sample.group, [(pixel_digest(a), difference_hash(b).tobytes()) for a, b in pictures]
 
 
 def _pictures(sample: Sample, source: str) -> Iterator[tuple[Shaped[np.ndarray, "..."], UInt8[np.ndarray, "H W C"]]]:

@@ -47,7 +47,7 @@ def add_dedup(actions: Any) -> None:
         help="of features from which two images are the same; no default, since models differ (see docs/data_prep.md)",
     )
     add_cache(parser)
-    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that decode for the model")
+    parser.add_argument("--workers", metavar="N", type=int, default=0, help="processes that decode; default 0")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
     parser.add_argument("--drop-groups", action="store_true", help="also remove patients who are in an evaluation set")
     parser.add_argument("--out", metavar="DIR", type=Path, help="gets the shard set without duplicates")
@@ -70,6 +70,7 @@ def _dedup(arguments: argparse.Namespace) -> int:
             distance=arguments.distance,
             drop_groups=arguments.drop_groups,
             features=None if arguments.model is None else _features(arguments, [*against, shards], display),
+            workers=arguments.workers,
             on_progress=partial(display.on_item, "images"),
         )
     leaking = report.shared_groups > 0 and not arguments.drop_groups

@@ -191,6 +191,7 @@ def test_studies_go_if_all_is_repeated_or_anything_is_held_out_and_volumes_by_th
     )
     test = write(tmp_path / "test", [study("tu", picture(8), picture(9))])
     report = find_duplicates(ShardSet.open(train), [ShardSet.open(test)])
+    assert find_duplicates(ShardSet.open(train), [ShardSet.open(test)], workers=1) == report
     assert found(report) == [
         ("ba", "near within", "ab"),
         ("c", "exact within", "ac"),
