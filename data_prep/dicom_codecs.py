@@ -30,10 +30,15 @@ def decode_frame(src: bytes, runner: Any) -> bytearray:
     """The samples of one frame, as pydicom wants them: 8 or 16 bits each, little endian.
 
     Raises:
-        ValueError: not a JPEG with 8 or 12 bits.
+        ValueError: not a JPEG with 8 or 12 bits, or not one of the size that the header says.
     """
     import imagecodecs
 
+    if (size := _frame_size(src)) != (runner.rows, runner.columns):
+        # Before the decoder makes room for it: a few hundred bytes can claim 65,000 x 65,000 pixels.
+        raise ValueError(
+            f"imagecodecs: a JPEG of {size} in an image of {(runner.rows, runner.columns)} (rows, columns)"
+        )
     try:
         frame = imagecodecs.jpeg8_decode(src)
     except imagecodecs.Jpeg8Error as error:
@@ -41,6 +46,19 @@ def decode_frame(src: bytes, runner: Any) -> bytearray:
     runner.set_option("bits_allocated", 8 * frame.dtype.itemsize)
     runner.set_option("planar_configuration", 0)
     return bytearray(np.ascontiguousarray(frame).tobytes())
+
+
+def _frame_size(data: bytes) -> tuple[int, int] | None:
+    """Rows and columns from the frame header of a JPEG (ITU T.81, B.2.2); None if it ends before one."""
+    place = 2
+    while place + 9 <= len(data):
+        marker = data[place + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(
+                data[place + 7 : place + 9], "big"
+            )
+        place += 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+    return None
 
 
 __all__ = ["DECODER_DEPENDENCIES", "decode_frame", "is_available", "register"]

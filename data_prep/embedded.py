@@ -27,6 +27,8 @@ from data_prep.record import Record, RejectedImageError, Rejection, Task, reject
 from data_prep.table_files import RowError
 
 _SUFFIXES: Final = (".parquet", ".arrow")
+# A row group is read whole; writers make them of some hundred megabytes.
+_MOST_OF_GROUP: Final = 2 * 1024**3
 # What lies beside the data and says what they are.
 _DESCRIPTIONS: Final = ("README.md", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 
@@ -140,6 +142,7 @@ def _chunks(file: Path, columns: list[str]) -> Iterator[Any]:
     if file.suffix == ".parquet":
         with parquet.ParquetFile(file) as opened:
             for number in range(opened.metadata.num_row_groups):
+                check_size(opened.metadata.row_group(number).total_byte_size, _MOST_OF_GROUP)
                 yield opened.read_row_group(number, columns=columns)
     else:
         for batch in ipc.open_stream(_mapped(file)):

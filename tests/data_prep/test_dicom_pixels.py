@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import tomllib
 import warnings
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,26 @@ def test_jpeg_of_12_bits_is_decoded() -> None:
     image = displayed_frame(read_dicom(FILES / "test_files/JPGExtended.dcm"), 0, PixelRules())
     assert image.shape == (1024, 256, 1)
     assert len(np.unique(image)) > 50
+
+
+def test_a_jpeg_that_claims_more_pixels_than_its_header_is_refused_before_it_is_decoded() -> None:
+    dataset = read_dicom(FILES / "test_files/JPGExtended.dcm")
+    data = bytearray(dataset.PixelData)
+    place = data.index(b"\xff\xc1")
+    assert bytes(data[place + 5 : place + 9]) == (1024).to_bytes(2, "big") + (256).to_bytes(2, "big")
+    data[place + 5 : place + 9] = (60_000).to_bytes(2, "big") * 2
+    dataset.PixelData = bytes(data)
+    with pytest.raises(RejectedImageError, match="a JPEG of \\(60000, 60000\\)"):
+        displayed_frame(dataset, 0, PixelRules())
+
+
+def test_no_decoder_that_we_ask_for_is_gpl() -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"].values()
+    asked = [one for extra in (*extras, project["dependency-groups"]["dev"]) for one in extra]
+    assert any(one.startswith("pylibjpeg-openjpeg") for one in asked)
+    # pylibjpeg[all] and [libjpeg] bring it too.
+    assert not any(one.startswith(("pylibjpeg-libjpeg", "pylibjpeg[")) for one in asked)
 
 
 def made(stored: Any, **values: Any) -> Dataset:

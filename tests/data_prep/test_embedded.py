@@ -17,6 +17,7 @@ from clip_med.cli import main
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
+from data_prep import embedded
 from data_prep.table_presets import PRESETS
 
 FEATURES = {
@@ -104,6 +105,9 @@ def test_a_folder_without_a_row_is_refused_and_a_damaged_file_costs_itself_only(
     place = content.index(b"Image 3.")
     content[place - 40 : place] = bytes(40)  # the header of a page in the second row group
     (data / "c.parquet").write_bytes(content)
+    parquet.write_table(table(list(range(100, 140))), data / "group.parquet")
+    most = parquet.ParquetFile(data / "b.parquet").metadata.row_group(0).total_byte_size
+    monkeypatch.setattr(embedded, "_MOST_OF_GROUP", 2 * most)
     (data / "outside.parquet").symlink_to(tmp_path / "x.parquet")
     (tmp_path / "x.parquet").write_bytes((data / "b.parquet").read_bytes())
     (data / "d.arrow").write_bytes((data / "b.parquet").read_bytes()[:200])
@@ -118,6 +122,7 @@ def test_a_folder_without_a_row_is_refused_and_a_damaged_file_costs_itself_only(
         "a.parquet": "damaged file",
         "c.parquet": "damaged file",
         "d.arrow": "damaged file",
+        "group.parquet": "too large",
         "notes.txt": "not a table",
         "outside.parquet": "outside the folder",
     }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import zipfile
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,19 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     np.savez(tmp_path / "names.npz", test_images=images, test_labels=np.array([[0], [1], [2]]))
     np.savez(tmp_path / "none.npz", other=images)
     (tmp_path / "text.npz").write_text("no zip")
-    messages = {"count": "for 3 images", "names": "3 classes, and 2 names", "none": "no SPLIT_images", "text": "zip"}
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        for name, shape in (("images", (3, 8, 8)), ("labels", (10**13, 1))):
+            header = BytesIO()
+            fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(header, fields)  # type: ignore[arg-type]
+            archive.writestr(f"test_{name}.npy", header.getvalue() + images.tobytes())
+    messages = {
+        "bomb": "is larger than 100,000,000 bytes",
+        "count": "for 3 images",
+        "names": "3 classes, and 2 names",
+        "none": "no SPLIT_images",
+        "text": "zip",
+    }
     for name, message in messages.items():
         command = ["data", "medmnist", str(tmp_path / f"{name}.npz"), "--classes", "a", "b"]
         assert main([*command, "--out", str(tmp_path / name)]) == 2
