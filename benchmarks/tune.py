@@ -5,7 +5,8 @@ python -m benchmarks.tune [--quick] [--json FILE]
 coop_vs_usual_loop, biomedcoop_vs_usual_loop: seconds of the usual loop (`benchmarks.tune_usual`) over ours, for 16
 shots of 3 classes and 100 epochs at batch 32, on a model of BiomedCLIP's shape (timm's ViT-B/16, BERT-base at 256
 positions) with random weights, on which time does not depend. Ours includes encoding every view of every image and all
-texts. The usual loop is timed for one epoch, since all of them do the same work, and scaled to 100: the output says so.
+texts, and both run on one thread. The usual loop is timed for one epoch, since all of them do the same work, and scaled
+to 100: the output says so.
 coop_accuracy_fraction, biomedcoop_accuracy_fraction: difference of the two sides' mean test accuracies over the
 standard deviation over 5 seeds, on a small CLIP pretrained on other phantoms; here both sides run all 100 epochs.
 
@@ -63,6 +64,7 @@ VIEWS: Final = 4
 def main() -> None:
     """Compare losses, then times, then accuracies, of both methods."""
     options = arguments(__doc__)
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         measured = measure(Path(folder), QUICK if options.quick else FULL)
     report("tune", measured, options)
