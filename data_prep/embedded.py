@@ -74,10 +74,10 @@ class EmbeddedSource:
 
     def _records(self, relative: str, before: int) -> Iterator[Record | Rejection]:
         """The rows of one file; so many rows have come before it."""
+        file = inside(self.root, relative, named="the folder")
         if not relative.endswith(_SUFFIXES):
             raise RejectedImageError("not a table", f"expected {' or '.join(_SUFFIXES)}")
-        split = _split_of(relative)
-        rows = _rows(inside(self.root, relative, named="the folder"), self.settings)
+        split, rows = _split_of(relative), _rows(file, self.settings)
         for number, (where, record, columns) in enumerate(rows, start=before + 1):
             try:
                 row = row_of(number, record, columns, self.settings.label_separator, self.settings.findings)

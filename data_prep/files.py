@@ -18,8 +18,11 @@ def inside(root: Path, relative: str, *, named: str) -> Path:
     """The path of a file below `root`.
 
     Raises:
-        RejectedImageError: no such file, or a symbolic link leads out of `root` (called `named` in the reason).
+        RejectedImageError: no such file, a link to a folder, or a link that leads out of `root` (called `named` in the
+            reason).
     """
+    if relative.endswith(os.sep):
+        raise RejectedImageError("link to a folder", "not followed: it can form a loop")
     file = os.path.join(root, relative)
     if not os.path.isfile(file):
         raise RejectedImageError("missing file")
@@ -54,7 +57,8 @@ def check_size(size: int, most: int) -> None:
 def walk_files(root: Path) -> Iterator[str]:
     """Relative paths of all files below a folder, in an order that depends on the names alone.
 
-    Symbolic links to folders are not followed (they can form loops); links to files come like files.
+    Links to files come like files. Links to folders are not followed (they can form loops), but come too, with a slash
+    at the end: `inside` refuses them by name.
 
     Raises:
         OSError: a folder that cannot be listed.
@@ -65,8 +69,9 @@ def walk_files(root: Path) -> Iterator[str]:
 
     for folder, below, names in os.walk(root, onerror=fail):
         below.sort()
-        for name in sorted(names):
-            yield os.path.relpath(os.path.join(folder, name), root)
+        links = [name + os.sep for name in below if os.path.islink(os.path.join(folder, name))]
+        for name in sorted(names + links):
+            yield os.path.relpath(os.path.join(folder, name), root) + os.sep * name.endswith(os.sep)
 
 
 def digest_of_listing(root: Path, relatives: Iterable[str]) -> str:
@@ -74,7 +79,7 @@ def digest_of_listing(root: Path, relatives: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for relative in relatives:
         path = os.path.join(root, relative)
-        size = os.path.getsize(path) if os.path.exists(path) else -1
+        size = os.path.getsize(path) if os.path.isfile(path) else -1
         digest.update(f"{relative}\0{size}\n".encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

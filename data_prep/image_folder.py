@@ -62,7 +62,9 @@ class ImageFolderSource:
             split = SPLIT_FOLDERS.get(folders[0].lower(), "") if folders else ""
             folders = folders[1:] if split else folders
             group = group_in(relative, self.settings.group_pattern)
-            if suffix.lower() not in IMAGE_SUFFIXES:
+            if not file:
+                yield Rejection(row=row, path=relative, reason="link to a folder")
+            elif suffix.lower() not in IMAGE_SUFFIXES:
                 yield Rejection(row=row, path=relative, reason="not an image", detail=suffix)
             elif not folders:
                 yield Rejection(row=row, path=relative, reason="no class", detail="lies in no folder of a class")

@@ -112,7 +112,7 @@ class ReportTreeSource:
             if PurePosixPath(relative).suffix.lower() not in _REPORTS:
                 if not self._is_known(relative):
                     row += 1
-                    yield Rejection(row=row, path=relative, reason="not a report")
+                    yield Rejection(row=row, path=relative, reason=_other(relative, "not a report"))
                 continue
             row += 1
             try:
@@ -135,7 +135,7 @@ class ReportTreeSource:
         for other in images.others if self.images_root != self.root else ():
             if self.images_root / other not in self.settings.tables:
                 row += 1
-                yield Rejection(row=row, path=other, reason="not an image")
+                yield Rejection(row=row, path=other, reason=_other(other, "not an image"))
 
     def _is_known(self, relative: str) -> bool:
         """Whether a file that is no report is an image of this tree, or a table that was given."""
@@ -209,6 +209,10 @@ class ReportTreeSource:
             seeds.update(dict.fromkeys(names))
             burned_in += [image] * said
         return replace(study, seeds=tuple(seeds), burned_in=tuple(burned_in))
+
+
+def _other(relative: str, reason: str) -> str:
+    return "link to a folder" if relative.endswith(os.sep) else reason
 
 
 def _said(burned_in: bool) -> dict[str, str | int]:

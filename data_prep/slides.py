@@ -103,12 +103,13 @@ class SlideSource:
 
     def _tiles(self, relative: str) -> tuple[list[Record], str]:
         """The tiles of a slide, and in words how many were left out."""
+        file = inside(self.root, relative, named="the folder")
         if not relative.lower().endswith(SLIDE_SUFFIXES):
             raise RejectedImageError("not a slide", f"expected {', '.join(SLIDE_SUFFIXES)}")
         group = group_in(relative, self.settings.group_pattern)
         if group is None:
             raise RejectedImageError("no group", "group_pattern does not match")
-        slide = _held(inside(self.root, relative, named="the folder"))
+        slide = _held(file)
         grid = _grid(slide, self.settings)
         overview = slide.overview()
         shares = _shares(tissue_mask(overview)[0], grid)

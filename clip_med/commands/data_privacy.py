@@ -72,7 +72,8 @@ def _deidentify(arguments: argparse.Namespace) -> int:
     reasons: dict[str, int] = {}
     for rejection in refused:
         reasons[rejection.reason] = reasons.get(rejection.reason, 0) + 1
-    print_values(arguments, {"written": written, "refused": reasons, "list": str(listing)})
+    read = written + len(refused)
+    print_values(arguments, {"read": read, "written": written, "refused": reasons, "list": str(listing)})
     return 0 if written else 1
 
 

@@ -141,6 +141,7 @@ def test_hostile_files_are_refused_by_name_and_the_rest_goes_on(
         "notes.txt": "not DICOM",
         "gone.dcm": "missing file",
         "link.dcm": "outside the folder",
+        "loop/": "link to a folder",
         "huge.dcm": "too large",
         "raw.dcm": "for processing",
         "frames.dcm": "undecodable image",

@@ -148,6 +148,7 @@ def test_loops_unreadable_files_and_names_of_every_kind_are_refused_by_name(tmp_
     with (out / "rejected.jsonl").open(encoding="utf-8") as lines:
         found = {(line := json.loads(text))["path"]: line["reason"] for text in lines}
     assert found == {
+        "cyst/again/": "link to a folder",
         "cyst/enormous.png": "too large",
         "cyst/latin\\xe9.png": "name is not UTF-8",
         "cyst/loop.png": "missing file",
