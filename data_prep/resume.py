@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 
 from clip_med.data.sample import Sample
-from clip_med.data.shard_index import ShardIndex
+from clip_med.data.shards import ShardSet
 from data_prep.opening import Results
 from data_prep.record import Rejection, Task
 
 
 def continued(
-    tasks: Iterable[Task], finished: Sequence[ShardIndex], opener: Results
+    tasks: Iterable[Task], finished: Sequence[Path], opener: Results
 ) -> tuple[list[Rejection], Iterator[Task]] | None:
     """What had been rejected before the end of the finished shards, and the tasks that follow; None: begin anew.
 
@@ -21,7 +22,7 @@ def continued(
     """
     rest = iter(tasks)
     skipped: list[Task] = []
-    for key in chain.from_iterable((entry.key for entry in index.samples) for index in finished):
+    for key in chain.from_iterable(map(_keys, finished)):
         for task in rest:
             if task.key == key:
                 break
@@ -34,6 +35,11 @@ def continued(
             return None
         rejections.append(result)
     return rejections, rest
+
+
+def _keys(tar: Path) -> list[str]:
+    shards = ShardSet.open(tar)
+    return [shards.key(number) for number in range(len(shards))]
 
 
 __all__ = ["continued"]

@@ -179,7 +179,7 @@ def _write_split(
     if known is None:
         finished = []
     rejections, rest = known or ([], tasks())
-    written = sum(len(index.samples) for index in finished)
+    written = settings.samples_per_shard * len(finished)
     if finished:
         progress.add(written + len(rejections))
     with (

@@ -25,6 +25,11 @@ class Shard:
     sha256: str
 
 
+def described(index: ShardIndex) -> Shard:
+    """The shard of an index that lies beside it, without its samples."""
+    return Shard(index.name, index_name(index.name), len(index.samples), index.size, index.sha256)
+
+
 def set_digest(shards: Sequence[Shard]) -> str:
     """SHA-256 over the ordered digests of the shards and their counts of used samples: the identity of the data."""
     return hashlib.sha256("\n".join(f"{shard.sha256}:{shard.samples}" for shard in shards).encode()).hexdigest()
@@ -68,35 +73,38 @@ def read_dataset(data: bytes, folder: str) -> list[Shard]:
 
 def write_dataset(
     directory: Path,
-    indexes: Sequence[ShardIndex],
+    shards: Sequence[Shard],
     *,
     sources: dict[str, dict[str, str]],
+    excluded: int = 0,
     counts: dict[str, dict[str, int]] | None = None,
     locations: Sequence[str] | None = None,
 ) -> None:
     """Write `dataset.json`, the last file of a shard set.
 
     Args:
+        shards: with their names as locations, as `described` gives them.
+        excluded: samples that were left out.
         counts: where the writer knows them, samples per value of each coded field, as `count` gives them.
         locations: where the tars lie, if not beside their indexes in `directory`.
     """
-    shards: list[dict[str, Any]] = [
-        {"name": i.name, "samples": len(i.samples), "size": i.size, "sha256": i.sha256} for i in indexes
+    listed: list[dict[str, Any]] = [
+        {"name": s.location, "samples": s.samples, "size": s.size, "sha256": s.sha256} for s in shards
     ]
-    for shard, location in zip(shards, locations or [], strict=locations is not None):
+    for shard, location in zip(listed, locations or [], strict=locations is not None):
         shard["location"] = location
     document: dict[str, Any] = {
         "version": DATASET_VERSION,
-        "samples": sum(len(index.samples) for index in indexes),
-        "digest": set_digest([Shard("", "", len(index.samples), 0, index.sha256) for index in indexes]),
-        "shards": shards,
+        "samples": sum(shard.samples for shard in shards),
+        "digest": set_digest(shards),
+        "shards": listed,
         "sources": sources,
     }
-    if excluded := sum(len(index.excluded) for index in indexes):
+    if excluded:
         document["excluded"] = excluded
     if counts is not None:
         document["counts"] = counts
     write_atomically(directory / "dataset.json", json.dumps(document, indent=1, sort_keys=True) + "\n")
 
 
-__all__ = ["DATASET_VERSION", "Shard", "join", "read_dataset", "set_digest", "write_dataset"]
+__all__ = ["DATASET_VERSION", "Shard", "described", "join", "read_dataset", "set_digest", "write_dataset"]

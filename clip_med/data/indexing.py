@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clip_med.data.braces import expand
-from clip_med.data.dataset_file import join, write_dataset
+from clip_med.data.dataset_file import described, join, write_dataset
 from clip_med.data.remote import RemoteConfig, ShardStore, redacted, scheme_of
 from clip_med.data.shard_index import ShardError, ShardIndex, index_path, index_shard, write_atomically
 from clip_med.data.shards import Progress, ShardSet, is_pattern, local_path
@@ -52,8 +52,14 @@ def index_into(
             if on_progress is not None:
                 on_progress(done, len(tars))
     check_unique_keys([Path(name) for name in names], indexes)
-    write_dataset(out, indexes, sources={}, locations=[t if scheme_of(t) else os.path.abspath(t) for t in tars])
+    locations = [t if scheme_of(t) else os.path.abspath(t) for t in tars]
+    shards = [described(index) for index in indexes]
+    write_dataset(out, shards, excluded=_excluded(indexes), sources={}, locations=locations)
     return ShardSet.open(out, remote)
+
+
+def _excluded(indexes: Sequence[ShardIndex]) -> int:
+    return sum(len(index.excluded) for index in indexes)
 
 
 def _tars_at(location: str, remote: RemoteConfig | None) -> list[str]:
@@ -98,7 +104,7 @@ def index_directory(directory: Path, *, exclude_bad: bool = False, on_progress: 
     if not tars:
         raise ShardError(f"{directory}: no *.tar files")
     indexes = _index_all(tars, exclude_bad, on_progress)
-    write_dataset(directory, indexes, sources={})
+    write_dataset(directory, [described(index) for index in indexes], excluded=_excluded(indexes), sources={})
     return ShardSet.open(directory)
 
 

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from clip_med.data.counts import FieldCounts
-from clip_med.data.dataset_file import write_dataset
+from clip_med.data.dataset_file import Shard, described, write_dataset
 from clip_med.data.sample import Sample
 from clip_med.data.shard_index import ShardError, ShardIndex, index_path, index_shard, sha256_of
 from clip_med.data.shards import ShardSet
@@ -37,27 +37,31 @@ class ShardWriter:
         *,
         samples_per_shard: int = 1000,
         sources: Mapping[str, Mapping[str, str]] | None = None,
-        keep: Sequence[ShardIndex] = (),
+        keep: Sequence[Path] = (),
     ) -> None:
         if samples_per_shard < 1:
             raise ValueError(f"samples_per_shard must be at least 1, got {samples_per_shard}")
         if (directory / "dataset.json").exists():
             raise ShardError(f"{directory}: holds a complete shard set; choose another folder or remove it")
         directory.mkdir(parents=True, exist_ok=True)
-        kept = {path for index in keep for path in (directory / index.name, index_path(directory / index.name))}
+        kept = {path for tar in keep for path in (tar, index_path(tar))}
         for leftover in [*directory.glob("*.tar"), *directory.glob("*.tar.idx.json"), *directory.glob("*.tmp-*")]:
             if leftover not in kept:
                 leftover.unlink()
         self.directory = directory
         self.samples_per_shard = samples_per_shard
         self._sources = {name: dict(value) for name, value in (sources or {}).items()}
-        self._keys = {entry.key for index in keep for entry in index.samples}
+        self._keys: set[str] = set()
         self._counts = FieldCounts()
-        self._indexes = list(keep)
-        for index in keep:
-            shards = ShardSet.open(directory / index.name)
+        # Without the indexes, whose entries would fill the memory of a large set.
+        self._shards: list[Shard] = []
+        for tar in keep:
+            shards = ShardSet.open(tar)
+            self._shards.append(described(shards.index_of(0)))
             for number in range(len(shards)):
-                self._counts.add(shards.metadata(number))
+                sample = shards.metadata(number)
+                self._keys.add(sample.key)
+                self._counts.add(sample)
         self._tar: Any = None
         self._in_shard = 0
 
@@ -90,13 +94,13 @@ class ShardWriter:
             return
         if self._tar is not None:
             self._finish()
-        if not self._indexes:
+        if not self._shards:
             raise ShardError(f"{self.directory}: no samples were added")
-        write_dataset(self.directory, self._indexes, sources=self._sources, counts=self._counts.by_field())
+        write_dataset(self.directory, self._shards, sources=self._sources, counts=self._counts.by_field())
 
     @property
     def _name(self) -> str:
-        return f"{len(self._indexes):06d}.tar"
+        return f"{len(self._shards):06d}.tar"
 
     @property
     def _temporary(self) -> Path:
@@ -119,12 +123,12 @@ class ShardWriter:
         os.fsync(descriptor)
         os.close(descriptor)
         os.replace(temporary, final)
-        self._indexes.append(index_shard(final))
+        self._shards.append(described(index_shard(final)))
 
 
-def finished_shards(directory: Path, samples_per_shard: int) -> list[ShardIndex]:
+def finished_shards(directory: Path, samples_per_shard: int) -> list[Path]:
     """The leading full shards that an interrupted write has left, each checked against its digest; none if complete."""
-    found: list[ShardIndex] = []
+    found: list[Path] = []
     while not (directory / "dataset.json").exists():
         tar = directory / f"{len(found):06d}.tar"
         try:
@@ -134,7 +138,7 @@ def finished_shards(directory: Path, samples_per_shard: int) -> list[ShardIndex]
             break
         if not intact or len(index.samples) != samples_per_shard:
             break
-        found.append(index)
+        found.append(tar)
     return found
 
 

@@ -8,6 +8,7 @@ import os
 import pickle
 import shutil
 import tarfile
+import tracemalloc
 from io import BytesIO
 from pathlib import Path
 
@@ -245,6 +246,19 @@ def test_an_interrupted_write_is_not_a_set_and_is_begun_anew(tmp_path: Path) -> 
         ShardWriter(tmp_path)
     with pytest.raises(ShardError, match="was added before"):
         add_twice()
+
+
+def test_a_writer_keeps_little_of_what_it_wrote(tmp_path: Path) -> None:
+    """Keys, so that none comes twice; the entries of the indexes (1 kB a sample) would fill the memory."""
+    with ShardWriter(tmp_path / "set", samples_per_shard=25) as writer:
+        for number in range(50):
+            writer.add(make(number))
+        tracemalloc.start()
+        for number in range(50, 350):
+            writer.add(make(number))
+        kept = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+    assert kept < 300 * 400
 
 
 def test_sets_pickle_fork_and_bound_their_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
