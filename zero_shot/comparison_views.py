@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zero_shot.comparison import OVERALL, Comparison, Pair
-from zero_shot.table import aligned, cell, markdown_row
+from zero_shot.table import Lines, cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from zero_shot.prompt_choice import PromptChoice
     from zero_shot.report_run import WhatWasRun
-
-Lines = list[list[str]]
 
 
 def tables(comparison: Comparison, *, every_pair: bool = False) -> list[tuple[str, Lines]]:
@@ -71,20 +69,6 @@ def prompt_table(choices: Mapping[str, Mapping[str, PromptChoice]]) -> tuple[str
             lines.append([task, model, choice.taken.name, by, *values, split, f"{choice.n:,}"])
     ordered = [lines[0], *sorted(lines[1:], key=lambda line: line[0])]
     return "Prompts chosen on validation images", ordered
-
-
-def text(found: Sequence[tuple[str, Lines]], remarks: Sequence[str], *, markdown: bool = False) -> str:
-    """Tables as aligned text or Markdown."""
-    parts: list[str] = []
-    for title, lines in found:
-        parts.append(f"{title}:" if markdown else title)
-        if markdown:
-            parts += ["", markdown_row(lines[0]), markdown_row(["---"] * len(lines[0]))]
-            parts += [markdown_row(line) for line in lines[1:]]
-        else:
-            parts += aligned(lines)
-        parts.append("")
-    return "\n".join([*parts, *remarks]).rstrip()
 
 
 def write_page(
@@ -211,4 +195,4 @@ def _p(value: float) -> str:
     return "< 1e-6" if value < 1e-6 else f"{value:.2g}"
 
 
-__all__ = ["joined", "notes", "prompt_table", "rank_figure", "tables", "text", "write_figure", "write_page"]
+__all__ = ["joined", "notes", "prompt_table", "rank_figure", "tables", "write_figure", "write_page"]

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from zero_shot.evaluation import Evaluation, TaskReport
 from zero_shot.result import Result
 
+Lines = list[list[str]]
+Tables = Sequence[tuple[str, Lines]]
+"""(title, lines of cells) of each; the first line is the header."""
 
-def rows(evaluation: Evaluation, *, each_finding: bool = True) -> list[tuple[str, list[list[str]]]]:
+
+def rows(evaluation: Evaluation, *, each_finding: bool = True) -> list[tuple[str, Lines]]:
     """(title, lines of cells) by kind of task; the first line is the header.
 
     Args:
         each_finding: a table of the single findings of each task too.
     """
-    tables: list[tuple[str, list[list[str]]]] = []
+    tables: list[tuple[str, Lines]] = []
     classification = [task for task in evaluation.tasks if task.kind == "classification"]
     if classification:
         # The columns of all: a task has no cell where a metric makes no sense for it, as top-5 of three classes.
@@ -60,21 +64,26 @@ def cell(result: Result) -> str:
 
 def plain(evaluation: Evaluation) -> str:
     """The tables as aligned text."""
-    parts: list[str] = []
-    for title, lines in rows(evaluation):
-        parts.append(f"{title} (value [95 % interval])")
-        parts += aligned(lines)
-        parts.append("")
-    return "\n".join(parts)
+    return text([(f"{title} (value [95 % interval])", lines) for title, lines in rows(evaluation)]) + "\n"
 
 
 def markdown(evaluation: Evaluation) -> str:
     """The tables for a README."""
+    return text(rows(evaluation), markdown=True) + "\n"
+
+
+def text(tables: Tables, remarks: Sequence[str] = (), *, markdown: bool = False) -> str:
+    """Tables as aligned text or Markdown, and what else is to say after them."""
     parts: list[str] = []
-    for title, (header, *lines) in rows(evaluation):
-        parts += [f"{title}:", "", markdown_row(header), markdown_row(["---"] * len(header))]
-        parts += [*(markdown_row(line) for line in lines), ""]
-    return "\n".join(parts)
+    for title, lines in tables:
+        if markdown:
+            header, *others = lines
+            parts += [f"{title}:", "", markdown_row(header), markdown_row(["---"] * len(header))]
+            parts += [markdown_row(line) for line in others]
+        else:
+            parts += [title, *aligned(lines)]
+        parts.append("")
+    return "\n".join([*parts, *remarks]).rstrip()
 
 
 def markdown_row(cells: Sequence[str]) -> str:
@@ -124,4 +133,4 @@ def aligned(lines: Sequence[Sequence[str]]) -> list[str]:
     return ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
-__all__ = ["aligned", "cell", "left_out", "markdown", "markdown_row", "plain", "rows"]
+__all__ = ["Lines", "Tables", "aligned", "cell", "left_out", "markdown", "markdown_row", "plain", "rows", "text"]

@@ -59,8 +59,9 @@ def add_parser(commands: Any) -> None:
 def _compare(arguments: argparse.Namespace) -> int:
     from clip_med.config import load_config
     from zero_shot.comparison import compare_scores, measurable
-    from zero_shot.comparison_views import notes, prompt_table, tables, text
+    from zero_shot.comparison_views import notes, prompt_table, tables
     from zero_shot.config import EvalConfig
+    from zero_shot.table import text
 
     if arguments.out is not None and arguments.out.exists():
         raise ValueError(f"{arguments.out}: exists; a comparison is written to a new folder")

@@ -7,11 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, give
 
 if TYPE_CHECKING:
     from clip_med.models.dual_encoder import DualEncoder
     from zero_shot.concepts import Bottleneck
+    from zero_shot.table import Lines
     from zero_shot.task_images import Labelled
 
 
@@ -38,7 +39,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--limit", metavar="N", type=int, help="images of either set, spread evenly over it")
     parser.add_argument("--seed", type=int, default=0, help="of random concepts and intervals (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    add_report(parser)
     parser.set_defaults(call=_concepts)
 
 
@@ -78,10 +79,14 @@ def _concepts(arguments: argparse.Namespace) -> int:
         "mean": model.mean.tolist(),
         "std": model.std.tolist(),
     }
-    if arguments.json:
-        print(as_json(document))
-    else:
-        print(_table(document, results, model, concepts, list(task.prompts.classes)))
+    give(
+        arguments,
+        document,
+        _tables(document, results, model, concepts, list(task.prompts.classes)),
+        title=f"{arguments.model.resolve().name}: concepts of {task.name}",
+        models={"model": folder},
+        configs=[evaluation],
+    )
     return 0
 
 
@@ -133,20 +138,24 @@ def _fitted(
     return model, [*results, plain]
 
 
-def _table(
+def _tables(
     document: dict[str, Any], results: list[Any], model: Bottleneck, concepts: list[str], classes: list[str]
-) -> str:
+) -> list[tuple[str, Lines]]:
     """Accuracies, and the weightiest concepts of each class."""
-    from zero_shot.table import aligned, cell
+    from zero_shot.table import cell
 
     head = f"{document['task']}: fitted on {document['train']:,}, judged on {document['test']:,} images; "
-    lines = [head + f"{model.used} of {len(concepts)} concepts used", ""]
-    lines += [*aligned([[result.name, cell(result)] for result in results]), ""]
-    cells = [["class", "weight", "concept"]]
+    found: list[tuple[str, Lines]] = [
+        (
+            head + f"{model.used} of {len(concepts)} concepts used",
+            [["classifier", "value [95 %]"], *([result.name, cell(result)] for result in results)],
+        )
+    ]
+    lines = [["class", "weight", "concept"]]
     for name, row in zip(classes, model.weight, strict=True):
         heaviest = sorted(range(len(concepts)), key=lambda number, row=row: -abs(row[number]))[:5]
-        cells += [[name, f"{row[number]:+.2f}", concepts[number]] for number in heaviest if row[number]]
-    return "\n".join([*lines, *aligned(cells)])
+        lines += [[name, f"{row[number]:+.2f}", concepts[number]] for number in heaviest if row[number]]
+    return [*found, ("The weightiest concepts of each class", lines)]
 
 
 __all__ = ["add_parser"]

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from clip_med.data.shards import ShardSet
     from zero_shot.explanation import Explainer, Explanation, Picture
     from zero_shot.result import Result
+    from zero_shot.table import Lines
 
 
 def add_parser(commands: Any) -> None:
@@ -54,7 +55,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="write explanation.json and maps here (a new folder)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    add_report(parser)
     parser.set_defaults(call=_explain)
 
 
@@ -97,7 +98,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         from clip_med.data.shard_index import write_atomically
 
         write_atomically(out / "explanation.json", as_json(document, indent=1) + "\n")
-    print(as_json(document) if arguments.json else _table(explanations, aurocs, maps))
+    title = f"{arguments.model.resolve().name}: explanations"
+    give(arguments, document, _tables(explanations, aurocs, maps), title=title, models={"model": folder})
     return 0
 
 
@@ -181,9 +183,11 @@ def _maps(explainer: Explainer, picture: Picture, out: Path | None) -> list[dict
     return rows
 
 
-def _table(explanations: tuple[Explanation, ...], aurocs: tuple[Result, ...], maps: list[dict[str, Any]]) -> str:
+def _tables(
+    explanations: tuple[Explanation, ...], aurocs: tuple[Result, ...], maps: list[dict[str, Any]]
+) -> list[tuple[str, Lines]]:
     """Findings of each study with their weightiest descriptors, how they agree with labels, how maps meet boxes."""
-    from zero_shot.table import aligned, cell
+    from zero_shot.table import cell
 
     lines = [["study", "finding", "S+", "S-", "seen", "weightiest descriptor", "p"]]
     for one in explanations:
@@ -192,15 +196,15 @@ def _table(explanations: tuple[Explanation, ...], aurocs: tuple[Result, ...], ma
             cells = [one.study, finding.finding, f"{finding.present:.3f}", f"{finding.absent:.3f}"]
             cells += ["yes" if finding.decision else "no", first.descriptor[:60], f"{first.probability:.3f}"]
             lines.append(cells)
-    text = aligned(lines)
+    found: list[tuple[str, Lines]] = [("Findings of each study", lines)]
     if aurocs:
         lines = [["finding", "AUROC of S+", "studies"], *([r.name, cell(r), f"{r.n:,}"] for r in aurocs)]
-        text += ["", *aligned(lines)]
+        found.append(("Agreement with labels", lines))
     if judged := [row for row in maps if "hit" in row]:
         names = ("cnr", "absolute_cnr", "hit", "iou")
         cells = [[r["picture"], r["finding"], *(_number(r[name]) for name in names)] for r in judged]
-        text += ["", *aligned([["image", "finding", "CNR", "|CNR|", "pointing", "mIoU"], *cells])]
-    return "\n".join(text)
+        found.append(("Maps and boxes", [["image", "finding", "CNR", "|CNR|", "pointing", "mIoU"], *cells]))
+    return found
 
 
 def _number(value: float | None) -> str:

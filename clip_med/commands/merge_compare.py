@@ -6,13 +6,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, give
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from clip_med.models.interpolate import ModelFamily
     from zero_shot.merge_methods import MergeOutcome
+    from zero_shot.table import Lines
 
 
 def add_parser(commands: Any) -> None:
@@ -48,7 +49,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--limit", metavar="N", type=int, help="images of each task, spread evenly over it")
     parser.add_argument("--seed", type=int, default=0, help="of corruptions and intervals (%(default)s)")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report(parser)
     parser.set_defaults(call=_compare)
 
 
@@ -56,6 +57,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     from clip_med.commands.progress import ItemDisplay
     from clip_med.config import load_config, nearest, validate
     from clip_med.distributed import process_group
+    from clip_med.models.folder import resolve_folder
     from clip_med.models.interpolate import ModelFamily
     from zero_shot.config import EvalConfig
     from zero_shot.merge_methods import MergeConfig, compare_merges
@@ -93,13 +95,17 @@ def _compare(arguments: argparse.Namespace) -> int:
         greedy = None if arguments.greedy_on is None else _greedy(family, len(models), arguments.greedy_on)
         found = compare_merges(family, len(models), evaluation, options, greedy=greedy, on_progress=display.on_item)
     means = _means(found, arguments.base, arguments.novel)
-    if arguments.json:
-        outcomes = [one.to_dict() for one in found]
-        document: dict[str, Any] = {"models": [str(model) for model in models], "greedy_soup": greedy}
-        document |= {"outcomes": outcomes, "means": means}
-        print(as_json(document))
-    else:
-        print(_tables(found, means))
+    outcomes = [one.to_dict() for one in found]
+    document: dict[str, Any] = {"models": [str(model) for model in models], "greedy_soup": greedy}
+    document |= {"outcomes": outcomes, "means": means}
+    give(
+        arguments,
+        document,
+        _tables(found, means),
+        title=f"Ways of using {len(models)} models together on {arguments.eval.stem}",
+        models={f"model {number}": resolve_folder(model) for number, model in enumerate(models, start=1)},
+        configs=[evaluation],
+    )
     return 0
 
 
@@ -143,12 +149,10 @@ def _means(found: tuple[MergeOutcome, ...], base: list[str], novel: list[str]) -
     return rows
 
 
-def _tables(found: tuple[MergeOutcome, ...], means: list[dict[str, Any]]) -> str:
+def _tables(found: tuple[MergeOutcome, ...], means: list[dict[str, Any]]) -> list[tuple[str, Lines]]:
     """Per condition: one row per method with the mean, and each task's top-1 and change from the fine-tuned model."""
-    from zero_shot.table import aligned
-
     tasks = list(dict.fromkeys(one.task for one in found))
-    parts: list[str] = []
+    tables: list[tuple[str, Lines]] = []
     for condition in dict.fromkeys(row["condition"] for row in means):
         rows = [row for row in means if row["condition"] == condition]
         extra = [name for name in ("base", "novel", "harmonic_mean") if name in rows[0]]
@@ -161,8 +165,8 @@ def _tables(found: tuple[MergeOutcome, ...], means: list[dict[str, Any]]) -> str
                 change = one.change
                 cells.append(f"{one.top1.value:.3f} ({change.value:+.3f} [{change.low:+.3f}, {change.high:+.3f}])")
             lines.append(cells)
-        parts += [f"{condition}: top-1 (paired change from B [95 %])", *aligned(lines), ""]
-    return "\n".join(parts).rstrip()
+        tables.append((f"{condition}: top-1 (paired change from B [95 %])", lines))
+    return tables
 
 
 __all__ = ["add_parser"]

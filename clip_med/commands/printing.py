@@ -1,12 +1,19 @@
-"""Results of a command as text, or as one JSON object with `--json`."""
+"""Results of a command as text, or as one JSON object with `--json`; of an evaluator as a page too, with `--report`."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from zero_shot.result import without_nan
+
+if TYPE_CHECKING:
+    from zero_shot.config import EvalConfig
+    from zero_shot.table import Tables
 
 # Lines of a list that a terminal can bear.
 _LISTED = 20
@@ -15,6 +22,41 @@ _LISTED = 20
 def as_json(value: Any, *, indent: int | None = None) -> str:
     """JSON text of a document; numbers that are undefined become null, since JSON has neither NaN nor infinities."""
     return json.dumps(without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def add_report(parser: argparse.ArgumentParser) -> None:
+    """Add `--report` and `--json` of an evaluator, for `give`."""
+    parser.add_argument("--report", metavar="FILE", type=Path, help="write the tables as one HTML page here as well")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def give(
+    arguments: argparse.Namespace,
+    document: Mapping[str, Any],
+    tables: Tables,
+    remarks: Sequence[str] = (),
+    *,
+    title: str,
+    models: Mapping[str, Path],
+    configs: Sequence[EvalConfig] = (),
+) -> None:
+    """Print the tables of an evaluator, or its JSON; with `--report` write the page too.
+
+    Args:
+        title: of the page; models, configs: what was evaluated, see `zero_shot.report_run.what_was_run`.
+    """
+    if arguments.report is not None:
+        from zero_shot.report_run import what_was_run
+        from zero_shot.report_tables import write_tables
+
+        write_tables(arguments.report, title, tables, remarks, what_was_run(models, configs, settings=[]))
+        print(f"report: {arguments.report}", file=sys.stderr)
+    if arguments.json:
+        print(as_json(document))
+    else:
+        from zero_shot.table import text
+
+        print(text(tables, remarks))
 
 
 def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
@@ -37,4 +79,4 @@ def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-__all__ = ["as_json", "print_values"]
+__all__ = ["add_report", "as_json", "give", "print_values"]

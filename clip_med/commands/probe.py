@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, give
 
 if TYPE_CHECKING:
     from zero_shot.probing import ProbeOutcome
+    from zero_shot.table import Lines
 
 
 def add_parser(commands: Any) -> None:
@@ -45,7 +46,7 @@ def add_parser(commands: Any) -> None:
         "--out", metavar="DIR", type=Path, help="write scores of every test image, for clip-med compare"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_report(parser)
     parser.set_defaults(call=_probe)
 
 
@@ -60,9 +61,10 @@ def _probe(arguments: argparse.Namespace) -> int:
         raise ValueError("--multi-label goes without --shots, which are images of single classes")
     if arguments.shots < 0:
         raise ValueError(f"--shots must be 0 (all) or more, got {arguments.shots}")
+    folder = resolve_folder(arguments.model)
     with process_group(arguments.device) as device, ItemDisplay() as display:
         encoding = Encoding(
-            encoder=load_folder(resolve_folder(arguments.model)).to(device).eval(),
+            encoder=load_folder(folder).to(device).eval(),
             cache=arguments.cache,
             on_progress=lambda done, total: display.on_item("images", done, total),
         )
@@ -70,23 +72,21 @@ def _probe(arguments: argparse.Namespace) -> int:
     name = arguments.dataset or arguments.data.name
     if arguments.out is not None:
         write_scores(arguments.out, {name: outcome.scores})
-    if arguments.json:
-        document = {
-            "task": name,
-            "model": str(arguments.model),
-            "shots": arguments.shots,
-            "seed": arguments.seed,
-            "classes": list(outcome.classes),
-            "C": outcome.C,
-            "chosen_by": outcome.chosen_by,
-            "converged": outcome.converged,
-            "train": outcome.train,
-            "validation": outcome.validation,
-            "results": [result.to_dict() for result in outcome.results],
-        }
-        print(as_json(document))
-    else:
-        _print(name, outcome)
+    document = {
+        "task": name,
+        "model": str(arguments.model),
+        "shots": arguments.shots,
+        "seed": arguments.seed,
+        "classes": list(outcome.classes),
+        "C": outcome.C,
+        "chosen_by": outcome.chosen_by,
+        "converged": outcome.converged,
+        "train": outcome.train,
+        "validation": outcome.validation,
+        "results": [result.to_dict() for result in outcome.results],
+    }
+    title = f"{arguments.model.resolve().name}: linear probe on {name}"
+    give(arguments, document, [_table(name, outcome)], title=title, models={"model": folder})
     return 0
 
 
@@ -164,15 +164,14 @@ def _labels(arguments: argparse.Namespace, encoding: Any) -> ProbeOutcome:
     )
 
 
-def _print(name: str, outcome: ProbeOutcome) -> None:
-    from zero_shot.table import aligned, cell
+def _table(name: str, outcome: ProbeOutcome) -> tuple[str, Lines]:
+    from zero_shot.table import cell
 
-    print(
+    title = (
         f"{name}: {len(outcome.classes)} classes, {outcome.train:,} training and {outcome.validation:,} validation "
         f"images, C {outcome.C:g} chosen by {outcome.chosen_by}{'' if outcome.converged else ', NOT converged'}"
     )
-    for line in aligned([["metric", "value [95 %]", "n"], *([r.name, cell(r), f"{r.n:,}"] for r in outcome.results)]):
-        print(line)
+    return title, [["metric", "value [95 %]", "n"], *([r.name, cell(r), f"{r.n:,}"] for r in outcome.results)]
 
 
 __all__ = ["add_parser"]

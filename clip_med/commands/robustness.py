@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from zero_shot.result import Result
     from zero_shot.robustness import TaskRobustness
+    from zero_shot.table import Lines
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +45,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--out", metavar="FILE", type=Path, help="write the JSON here as well")
     parser.add_argument("--plots", metavar="DIR", type=Path, help="write reliability and corruption curves as PNG here")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    add_report(parser)
     parser.set_defaults(call=_robustness)
 
 
@@ -80,7 +83,14 @@ def _robustness(arguments: argparse.Namespace) -> int:
         write_atomically(arguments.out, text)
     if arguments.plots is not None:
         _plots(found, arguments.plots)
-    print(as_json(document) if arguments.json else _tables(found, regions))
+    give(
+        arguments,
+        document,
+        [*(table for task in found for table in _tables(task)), *map(_region_table, regions)],
+        title=f"{arguments.model.resolve().name}: robustness on {arguments.config.stem}",
+        models={"model": folder},
+        configs=[evaluation],
+    )
     return 0
 
 
@@ -133,45 +143,44 @@ def _plots(found: tuple[TaskRobustness, ...], directory: Path) -> None:
             (directory / f"{name}.corruptions.png").write_bytes(corruption_png(task))
 
 
-def _tables(found: tuple[TaskRobustness, ...], regions: list[dict[str, Any]]) -> str:
-    from zero_shot.table import aligned, cell
+def _tables(task: TaskRobustness) -> Iterator[tuple[str, Lines]]:
+    from zero_shot.table import cell
 
-    parts: list[str] = []
-    for task in found:
-        parts += [f"{task.name}: {task.n:,} images, top-1 {cell(task.clean)}", ""]
-        if task.corrupted:
-            levels = list(dict.fromkeys(one.level for one in task.corrupted))
-            lines = [["corruption", *(f"level {level}" for level in levels), "change at the last [95 %]"]]
-            for kind in dict.fromkeys(one.corruption for one in task.corrupted):
-                own = [one for one in task.corrupted if one.corruption == kind]
-                lines.append([kind, *(f"{one.top1.value:.3f}" for one in own), _signed(own[-1].change)])
-            parts += [*aligned(lines), ""]
-            if task.mean_corrupted is not None:
-                parts += [f"mean over corruptions {cell(task.mean_corrupted)}", ""]
-        lines = [["template", "top-1"], *([r.name, cell(r)] for r in (*task.prompts.templates, task.prompts.together))]
-        parts += [*aligned(lines), f"answers changed between two templates: {task.prompts.changed:.3f}", ""]
-        lines = [["subgroups by", "worst", "gap", "subgroups", "too few images"]]
-        for table in task.subgroups:
-            worst, gap = ("" if r is None else cell(r) for r in (table.worst, table.gap))
-            lines.append([table.key, worst, gap, str(len(table.results)), str(len(table.too_few))])
-        parts += [*aligned(lines), ""]
-        own = task.calibration
-        lines = [["calibration", "ECE", "Brier", "NLL"]]
-        for name, errors in (("as it is", own.before), (f"temperature x {own.temperature:.3f}", own.after)):
-            lines.append([name, *(f"{errors[key]:.3f}" for key in ("ece", "brier", "nll"))])
-        parts += [*aligned(lines), *([own.note] if own.note else [])]
-        parts += [f"conformal sets for {1 - own.alpha:.0%}: coverage {own.coverage:.3f}, mean size {own.size:.2f}", ""]
-        if task.unknown:
-            lines = [["unknown images by", "AUROC", "FPR95", "known", "unknown"]]
-            for name, one in task.unknown.items():
-                lines.append([name, f"{one.auroc:.3f}", f"{one.fpr95:.3f}", f"{one.known:,}", f"{one.unknown:,}"])
-            parts += [*aligned(lines), ""]
-    for row in regions:
-        parts.append(f"{row['task']}: {len(row['flagged'])} of {row['clusters']} clusters of cells flagged")
-        for one in row["flagged"]:
-            gaps = ", ".join(f"{gap['label']} {gap['gap']:+.2f}" for gap in one["gaps"])
-            parts.append(f"  {len(one['regions'])} cells, influence {one['influence']:.2f}: {gaps}")
-    return "\n".join(parts).rstrip()
+    yield f"{task.name}: {task.n:,} images", [["as they are", "top-1"], ["", cell(task.clean)]]
+    if task.corrupted:
+        levels = list(dict.fromkeys(one.level for one in task.corrupted))
+        lines = [["corruption", *(f"level {level}" for level in levels), "change at the last [95 %]"]]
+        for kind in dict.fromkeys(one.corruption for one in task.corrupted):
+            own = [one for one in task.corrupted if one.corruption == kind]
+            lines.append([kind, *(f"{one.top1.value:.3f}" for one in own), _signed(own[-1].change)])
+        mean = "" if task.mean_corrupted is None else f", their mean {cell(task.mean_corrupted)}"
+        yield f"{task.name}: top-1 under corruptions{mean}", lines
+    lines = [["template", "top-1"], *([r.name, cell(r)] for r in (*task.prompts.templates, task.prompts.together))]
+    yield f"{task.name}: prompts; answers changed between two templates: {task.prompts.changed:.3f}", lines
+    lines = [["subgroups by", "worst", "gap", "subgroups", "too few images"]]
+    for table in task.subgroups:
+        worst, gap = ("" if r is None else cell(r) for r in (table.worst, table.gap))
+        lines.append([table.key, worst, gap, str(len(table.results)), str(len(table.too_few))])
+    yield f"{task.name}: subgroups", lines
+    own = task.calibration
+    lines = [["calibration", "ECE", "Brier", "NLL"]]
+    for name, errors in (("as it is", own.before), (f"temperature x {own.temperature:.3f}", own.after)):
+        lines.append([name, *(f"{errors[key]:.3f}" for key in ("ece", "brier", "nll"))])
+    sets = f"conformal sets for {1 - own.alpha:.0%}: coverage {own.coverage:.3f}, mean size {own.size:.2f}"
+    yield f"{task.name}: {sets}" + (f"; {own.note}" if own.note else ""), lines
+    if task.unknown:
+        lines = [["unknown images by", "AUROC", "FPR95", "known", "unknown"]]
+        for name, one in task.unknown.items():
+            lines.append([name, f"{one.auroc:.3f}", f"{one.fpr95:.3f}", f"{one.known:,}", f"{one.unknown:,}"])
+        yield f"{task.name}: images of other tasks", lines
+
+
+def _region_table(row: dict[str, Any]) -> tuple[str, Lines]:
+    lines = [["cells", "influence", "gaps"]]
+    for one in row["flagged"]:
+        gaps = ", ".join(f"{gap['label']} {gap['gap']:+.2f}" for gap in one["gaps"])
+        lines.append([str(len(one["regions"])), f"{one['influence']:.2f}", gaps])
+    return f"{row['task']}: {len(row['flagged'])} of {row['clusters']} clusters of cells flagged", lines
 
 
 def _signed(result: Result) -> str:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
+    from zero_shot.table import Lines
     from zero_shot.vqa import VqaReport
 
 
@@ -40,7 +41,7 @@ def add_parser(commands: Any) -> None:
         "--scores", metavar="DIR", type=Path, help="write every answer's score here, for clip-med compare"
     )
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    add_report(parser)
     parser.set_defaults(call=_vqa)
 
 
@@ -81,12 +82,14 @@ def _vqa(arguments: argparse.Namespace) -> int:
         keys, groups = (tuple(getattr(q, name) for q in questions) for name in ("id", "group"))
         scores = ItemScores(keys=keys, groups=groups, metric="accuracy", values=report.hits)
         write_scores(arguments.scores, {arguments.questions.stem: scores})
-    print(as_json(document) if arguments.json else _tables(report))
+    cut = f"{report.cut:,} of {report.texts:,} sentences are longer than the context and lose their end"
+    title = f"{arguments.model.resolve().name}: {arguments.questions.stem}"
+    give(arguments, document, _tables(report), [cut] if report.cut else [], title=title, models={"model": folder})
     return 0
 
 
-def _tables(report: VqaReport) -> str:
-    from zero_shot.table import aligned, cell
+def _tables(report: VqaReport) -> list[tuple[str, Lines]]:
+    from zero_shot.table import cell
 
     lines = [["answered by", "accuracy", "model's gain [95 %]", "p"]]
     for result in report.results:
@@ -101,14 +104,12 @@ def _tables(report: VqaReport) -> str:
         )
         lines.append(["image and text" if result.name == "accuracy" else result.name, cell(result), *shown])
     lines.append(["chance", f"{report.chance:.3f}", "", ""])
-    parts = [f"{report.n:,} questions (value [95 % interval])", *aligned(lines), ""]
+    found = [(f"{report.n:,} questions (value [95 % interval])", lines)]
     if report.categories:
         lines = [["category", "questions", "accuracy", "chance"]]
         lines += [[r.name, f"{r.n:,}", cell(r), f"{chance:.3f}"] for r, chance in report.categories]
-        parts += [*aligned(lines), ""]
-    if report.cut:
-        parts.append(f"{report.cut:,} of {report.texts:,} sentences are longer than the context and lose their end")
-    return "\n".join(parts).rstrip()
+        found.append(("By category", lines))
+    return found
 
 
 __all__ = ["add_parser"]

@@ -48,7 +48,9 @@ def test_a_table_and_its_json(folder: Path, capsys: pytest.CaptureFixture[str]) 
     assert values["difference"] == pytest.approx(values["concepts: top-1"] - values["random concepts: top-1"])
     # Fitted and judged on the same images, it is right about at least the commonest class.
     assert values["concepts: top-1"] >= 0.5
-    assert main(command(folder, "--draws", "1", "--l2", "0.01", "--limit", "6")) == 0
+    page = folder / "page.html"
+    assert main(command(folder, "--draws", "1", "--l2", "0.01", "--limit", "6", "--report", str(page))) == 0
+    assert "concepts of odd" in page.read_text()
     text = capsys.readouterr().out
     assert "odd: fitted on 6, judged on 6 images" in text
     assert "of 4 concepts used" in text

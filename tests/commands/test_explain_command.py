@@ -73,10 +73,12 @@ def test_images_with_boxes_and_overlays(folder: Path, tmp_path: Path, capsys: py
 
 
 def test_shards_and_the_shipped_knowledge(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert explain(folder, "--data", str(folder / "shards"), "--limit", "2", "--finding", "mass") == 0
+    words = ["--data", str(folder / "shards"), "--limit", "2", "--finding", "mass", "--report", str(folder / "p.html")]
+    assert explain(folder, *words) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:4] == ["study", "finding", "S+", "S-"]
-    assert [line.split()[:2] for line in lines[1:]] == [["k000", "mass"], ["k001", "mass"]]
+    assert lines[1].split()[:4] == ["study", "finding", "S+", "S-"]
+    assert [line.split()[:2] for line in lines[2:]] == [["k000", "mass"], ["k001", "mass"]]
+    assert "k001" in (folder / "p.html").read_text()
     command = ["explain", str(folder / "model"), "--device", "cpu", "--image", str(folder / "left.png"), "--json"]
     assert main([*command, "--finding", "pneumothorax", "--template", "{descriptor}", "no {descriptor}"]) == 0
     document = json.loads(capsys.readouterr().out)

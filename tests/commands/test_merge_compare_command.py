@@ -47,7 +47,10 @@ def test_base_novel_and_corrupted(folder: Path, capsys: pytest.CaptureFixture[st
     sample = next(row for row in document["means"] if row["method"] == "T3 sample pt published")
     batch = next(row for row in document["means"] if row["method"] == "T3 batch 2 pt published")
     assert (sample["merges"], batch["merges"]) == (4, 2)
-    assert main([*command, "--no-sample-wise"]) == 0
+    page = folder / "page.html"
+    assert main([*command, "--no-sample-wise", "--report", str(page)]) == 0
+    assert page.read_text().count("SHA-256 of open_clip_model.safetensors") == 3
+    assert "uniform soup" in page.read_text()
     text = capsys.readouterr().out
     assert "jpeg 3: top-1 (paired change from B [95 %])" in text
     assert "uniform soup" in text

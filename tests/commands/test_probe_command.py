@@ -63,7 +63,8 @@ def test_validation_images_or_folds_choose_and_shots_are_counted(
     some = ["--C", "0.1", "1"]
     assert run(root, capsys, *some)["chosen_by"] == "validation"
     assert run(root, capsys, *some, "--no-val")["chosen_by"] == "cross-validation"
-    few = run(root, capsys, *some, "--shots", "2", "--seed", "1")
+    few = run(root, capsys, *some, "--shots", "2", "--seed", "1", "--report", str(root / "p.html"))
+    assert "6 training and 6 validation images" in (root / "p.html").read_text()
     assert (few["train"], few["validation"], few["shots"]) == (6, 6, 2)
 
 

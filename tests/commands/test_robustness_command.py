@@ -45,7 +45,11 @@ def test_tables_and_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert [task["name"] for task in document["tasks"]] == ["odd", "even"]
     assert len(document["tasks"][0]["corrupted"]) == 14
     assert [row["images"] for row in document["regions"]] == [12, 12]
-    assert main([*command, "--plots", str(tmp_path / "plots")]) == 0
+    page = tmp_path / "page.html"
+    assert main([*command, "--plots", str(tmp_path / "plots"), "--report", str(page)]) == 0
+    for words in ("model: robustness on both", "SHA-256 of open_clip_model.safetensors", "name: odd", "odd: subgroups"):
+        assert words in page.read_text()
+    assert "http" not in page.read_text()
     pictures = sorted((tmp_path / "plots").iterdir())
     names = [f"{task}.{kind}.png" for task in ("1.odd", "2.even") for kind in ("corruptions", "reliability")]
     assert [path.name for path in pictures] == names
@@ -54,10 +58,10 @@ def test_tables_and_json(folder: Path, tmp_path: Path, capsys: pytest.CaptureFix
             assert picture.size[0] >= 500
     text = capsys.readouterr().out
     clean = document["tasks"][0]["clean"]
-    assert f"odd: 12 images, top-1 {clean['value']:.3f} [{clean['low']:.3f}, {clean['high']:.3f}]" in text
+    assert text.splitlines()[0] == "odd: 12 images"
+    assert f"{clean['value']:.3f} [{clean['low']:.3f}, {clean['high']:.3f}]" in text.splitlines()[2]
     for words in ("rotation", "level 5", "template", "class and modality", "conformal sets for 90%", "Mahalanobis"):
         assert words in text
-    assert "odd: " in text.splitlines()[0]
     assert not list((folder / "model").glob("eval*"))
 
 

@@ -16,7 +16,7 @@ from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts
 from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, perfect, write_labelled
 from zero_shot.comparison import Comparison, Metric, compare_scores
-from zero_shot.comparison_views import joined, notes, rank_figure, tables, text
+from zero_shot.comparison_views import joined, notes, rank_figure, tables
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.encoded import Encoded
 from zero_shot.metrics import balanced_accuracy, confusion_matrix, macro_auroc
@@ -25,6 +25,7 @@ from zero_shot.said import Said
 from zero_shot.scores import ClassScores, ItemScores, read_scores, write_scores
 from zero_shot.scoring import choose_for_tasks, evaluated_sets, score_tasks, validation_sets
 from zero_shot.significance import auroc_difference, holm, paired_difference
+from zero_shot.table import text
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 N = 90

@@ -140,8 +140,10 @@ def test_a_real_encoder_against_numpy_and_the_command(
     assert (stored.values == right).all()
     assert (stored.keys, stored.groups[4]) == (("q0", "q1", "q2", "q3", "long"), "1.png")
     assert document["cut_texts"] == 0
-    assert main(["vqa", *words]) == 0
+    assert main(["vqa", *words, "--report", str(tmp_path / "page.html")]) == 0
     table = capsys.readouterr().out
+    for shown in ("model: questions", "average image", "4 of 8 sentences are longer", "SHA-256 of open_clip_model"):
+        assert shown in (tmp_path / "page.html").read_text()
     assert "5 questions" in table
     for name in ("image and text", "text only", "average image", "always B", "chance"):
         assert name in table
