@@ -119,7 +119,8 @@ def _tune(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(as_json(row))
     else:
-        print(f"{cell.label}: {row['support']} training and {row['validation']} validation images")
+        told = f", {row['descriptions']} descriptions of each class" if row["descriptions"] else ""
+        print(f"{cell.label}: {row['support']} training and {row['validation']} validation images{told}")
         print(f"top-1 {row['top1']:.3f}, balanced accuracy {row['balanced']:.3f} on {row['n']:,} test images")
     return 0
 

@@ -49,7 +49,7 @@ class BiomedCoOp(CoOp):
     def __init__(self, config: BiomedCoOpConfig, encoder: DualEncoder, texts: ClassTexts) -> None:
         super().__init__(config, encoder, texts)
         if texts.descriptions is None:
-            raise ValueError("biomedcoop needs descriptions of the classes, and there are none")
+            raise ValueError("biomedcoop needs descriptions of the classes: a JSON file of sentences, or `knowledge`")
         self.config = config
         self.descriptions = texts.descriptions
 

@@ -130,17 +130,23 @@ class Grid:
         images = takes_images(cell.method)
         support = data.support(train, draw.support, images=images)
         held = None if val is None else data.shown(val, draw.validation, images=images)
+        texts = data.texts(self._names(data, labels))
         method = adapt(
             cell.method,
             self.encoding.encoder,
-            data.texts(self._names(data, labels)),
+            texts,
             support,
             shots=cell.shots or None,
             seed=cell.seed,
             validation=held,
             fitting=self.config.fits.get(cell.method.kind),
         )
-        return method, {"support": len(draw.support), "validation": len(draw.validation)}
+        described = 0 if texts.descriptions is None else texts.descriptions.shape[1]
+        return method, {
+            "support": len(draw.support),
+            "validation": len(draw.validation),
+            "descriptions": described,
+        }
 
     def _scores(self, cell: Cell, data: TaskData, method: Method) -> Iterator[tuple[str, dict[str, Any]]]:
         match self.config.protocol:

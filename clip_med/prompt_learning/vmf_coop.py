@@ -83,7 +83,7 @@ class VMFCoOp(CoOp):
     def __init__(self, config: VMFCoOpConfig, encoder: DualEncoder, texts: ClassTexts) -> None:
         super().__init__(config, encoder, texts)
         if texts.descriptions is None:
-            raise ValueError("vmf_coop needs descriptions of the classes, and there are none")
+            raise ValueError("vmf_coop needs descriptions of the classes: a JSON file of sentences, or `knowledge`")
         self.config = config
         mu, kappa = fit(vocabulary_features(self.encoder, config.vocabulary), debias=config.debias)
         class_mu, class_kappa = fit(texts.descriptions, debias=config.debias)

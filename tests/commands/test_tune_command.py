@@ -66,6 +66,7 @@ def test_one_run_prints_its_row_and_appends_it(root: Path, tmp_path: Path, capsy
     assert read_rows(tmp_path) == [row]
     assert (row["method"], row["shots"], row["seed"], row["support"], row["validation"]) == ("biomedcoop", 2, 3, 6, 6)
     assert row["config"]["n_ctx"] == 2
+    assert row["descriptions"] == 2
     assert row["n"] == 24
     assert 0 <= row["top1"] <= 1
     assert main(command(root, "--method", "zero_shot", "--shots", "0", "--no-val")) == 0
