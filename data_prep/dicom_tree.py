@@ -62,7 +62,7 @@ class DicomSource:
             try:
                 header = self._header(relative)
                 check_picture(header, self.settings.pixels)
-                frames = self._frames(header)
+                frames = self._frames(header, os.path.getsize(self.root / relative))
             except (RejectedImageError, OSError) as error:
                 yield rejection_of(error, row=row, path=relative)
                 continue
@@ -86,13 +86,14 @@ class DicomSource:
         _check_inflated(path)
         return read_dicom(path, stop_before_pixels=True, specific_tags=list(TAGS))
 
-    def _frames(self, header: Dataset) -> list[int]:
+    def _frames(self, header: Dataset, size: int) -> list[int]:
         try:
             number = int(header.get("NumberOfFrames") or 1)
         except DAMAGED as error:
             raise RejectedImageError("damaged DICOM", f"NumberOfFrames: {error}") from error
-        if number < 1:
-            raise RejectedImageError("damaged DICOM", f"NumberOfFrames is {number}")
+        # A frame is a byte at least, and each is a row of the list.
+        if not 1 <= number <= size:
+            raise RejectedImageError("damaged DICOM", f"NumberOfFrames is {number:,} in a file of {size:,} bytes")
         match self.settings.frames:
             case "first":
                 return [0]

@@ -12,6 +12,8 @@ from data_prep.record import RejectedImageError
 
 # Longer than any image that `decode_image` takes; what is beyond would only fill the memory.
 MAX_IMAGE_BYTES: Final = 256 * 1024**2
+# Bytes that deflate can make of one, at most (technical notes of zlib).
+MOST_INFLATED: Final = 1032
 
 
 def inside(root: Path, relative: str, *, named: str) -> Path:
@@ -84,4 +86,4 @@ def digest_of_listing(root: Path, relatives: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["MAX_IMAGE_BYTES", "check_size", "digest_of_listing", "image_bytes", "inside", "walk_files"]
+__all__ = ["MAX_IMAGE_BYTES", "MOST_INFLATED", "check_size", "digest_of_listing", "image_bytes", "inside", "walk_files"]

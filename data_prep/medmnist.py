@@ -19,6 +19,7 @@ from jaxtyping import UInt8
 
 from clip_med.config import config
 from clip_med.data.shard_index import sha256_of
+from data_prep.files import MOST_INFLATED
 from data_prep.pixels import encode_png, scaled_down
 from data_prep.record import SPLIT_NAMES, Record, RejectedImageError, Rejection, ShardSettings, Task
 
@@ -113,10 +114,17 @@ def _labels(file: Path) -> dict[str, np.ndarray]:
                 with archive.open(f"{split}_labels.npy") as member:
                     array = np.lib.format.read_array(member, allow_pickle=False)
                 with archive.open(f"{split}_images.npy") as member:
-                    count = _header(member)[0][0]
+                    images = _header(member)[0]
+                if math.prod(images) > file.stat().st_size * MOST_INFLATED:
+                    raise ValueError(f"{split}_images: {images} in a file of {file.stat().st_size:,} bytes")
                 array = array[:, None] if array.ndim == 1 else array
-                if array.ndim != 2 or array.dtype.kind not in "iub" or len(array) != count or array.min(initial=0) < 0:
-                    raise ValueError(f"{split}_labels: {array.dtype} {array.shape} for {count} images")
+                if (
+                    array.ndim != 2
+                    or array.dtype.kind not in "iub"
+                    or len(array) != images[0]
+                    or array.min(initial=0) < 0
+                ):
+                    raise ValueError(f"{split}_labels: {array.dtype} {array.shape} for {images[0]} images")
                 labels[split] = array.astype(np.int64)
     except (ValueError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise ValueError(f"{file}: not a file in the form of MedMNIST: {error}") from error

@@ -23,6 +23,8 @@ from data_prep.slide_reading import Level, Slide, draw_grid, tissue_mask
 SLIDE_SUFFIXES: Final = (".svs", ".tif", ".tiff", ".ndpi", ".scn", ".bif", ".qptiff")
 # Tiles are scaled up by at most a tenth: scanners differ by so much at what they call 20x.
 _MOST_ENLARGED: Final = 1.1
+# Ten times a large slide of tiles of 64 px; a header can claim billions.
+_MOST_TILES: Final = 20_000_000
 
 
 @config
@@ -191,6 +193,8 @@ def _grid(slide: Slide, settings: SlideConfig) -> _Grid:
     ys = tuple(_starts(level.height, height, step * scale_y))
     if not xs or not ys:
         raise RejectedImageError("too small", f"{level.width} x {level.height} pixels hold no whole tile")
+    if len(xs) * len(ys) > _MOST_TILES:
+        raise RejectedImageError("too large", f"{len(xs)} x {len(ys)} tiles; the most is {_MOST_TILES:,}")
     return _Grid(level=level, width=width, height=height, xs=xs, ys=ys)
 
 

@@ -18,7 +18,7 @@ from nibabel.orientations import apply_orientation, io_orientation
 from clip_med.config import NonNegativeInt, PositiveInt, config
 from clip_med.data.sample import VOLUME_SUFFIX
 from clip_med.data.volume import encode_volume
-from data_prep.files import digest_of_listing, inside, walk_files
+from data_prep.files import MOST_INFLATED, digest_of_listing, inside, walk_files
 from data_prep.grammar import article, sentence
 from data_prep.pixels import encode_png, scaled_down
 from data_prep.record import Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
@@ -159,6 +159,10 @@ def _opened(path: Path) -> Any:
         raise RejectedImageError("too large", f"shape {shape}; the most is {MAX_VOXELS:,} voxels")
     if image.get_data_dtype().kind not in "iuf":
         raise RejectedImageError("no grey values", f"voxels of {image.get_data_dtype()}")
+    # Each slice is a row of the list, and a header alone can claim millions.
+    claimed, size = int(np.prod(shape, dtype=object)) * image.get_data_dtype().itemsize, path.stat().st_size
+    if claimed > size * (MOST_INFLATED if path.suffix == ".gz" else 1):
+        raise RejectedImageError("damaged NIfTI", f"{claimed:,} bytes of voxels in a file of {size:,}")
     return image
 
 

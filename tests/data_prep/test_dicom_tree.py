@@ -91,6 +91,10 @@ def test_frames_of_one_file_are_samples_of_one_study(tmp_path: Path) -> None:
     assert [int(decode_image(sample.image)[0, 0, 0]) for sample in samples] == [0, 40, 80]
     assert len({sample.key for sample in samples}) == 3
     assert len({sample.study for sample in samples}) == 1
+    write(ct_slice(2, NumberOfFrames="999999999"), tmp_path / "export/claims.dcm")
+    assert run(tmp_path / "export", tmp_path / "again", "--frames", "all", "--split", "train") == 0
+    assert len(all_samples(tmp_path / "again")) == 5
+    assert "NumberOfFrames is 999,999,999" in (tmp_path / "again/rejected.jsonl").read_text()
     assert run(tmp_path / "export", tmp_path / "middle") == 0
     assert [int(decode_image(sample.image)[0, 0, 0]) for sample in all_samples(tmp_path / "middle")] == [40]
 

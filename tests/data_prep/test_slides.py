@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -15,8 +16,10 @@ from clip_med.cli import main
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
-from data_prep import slide_reading
-from data_prep.slide_reading import otsu, tissue_mask
+from data_prep import slide_reading, slides
+from data_prep.record import RejectedImageError
+from data_prep.slide_reading import Level, Slide, otsu, tissue_mask
+from data_prep.slides import SlideConfig
 
 WIDTH, HEIGHT = 1536, 1024
 TISSUE = (slice(128, 640), slice(256, 1024))  # rows, columns
@@ -217,6 +220,13 @@ def test_bad_slides_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFi
         "text.svs": "damaged slide",
     }
     assert sum(report["written"].values()) + report["rejected"] == report["rows"]
+
+
+def test_a_header_that_claims_more_tiles_than_any_slide_has_is_refused_before_they_are_counted_out() -> None:
+    level = Level(number=0, width=10**7, height=10**7, down_x=1.0, down_y=1.0)
+    claiming = cast(Slide, SimpleNamespace(levels=(level,), mpp=(0.5, 0.5)))
+    with pytest.raises(RejectedImageError, match="39062 x 39062 tiles"):
+        slides._grid(claiming, SlideConfig())
 
 
 def test_a_damaged_block_costs_its_tile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

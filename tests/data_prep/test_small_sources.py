@@ -78,6 +78,13 @@ def test_medmnist_of_several_labels(tmp_path: Path) -> None:
     assert found == [("no finding",), ("effusion",), ("effusion", "nodule")]
 
 
+def claiming(shape: tuple[int, ...]) -> bytes:
+    """The header of an array of bytes."""
+    header = BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})  # type: ignore[arg-type]
+    return header.getvalue()
+
+
 def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = np.zeros((3, 8, 8), np.uint8)
     np.savez(tmp_path / "count.npz", test_images=images, test_labels=np.zeros((2, 1), int))
@@ -86,10 +93,10 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (tmp_path / "text.npz").write_text("no zip")
     with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
         for name, shape in (("images", (3, 8, 8)), ("labels", (10**13, 1))):
-            header = BytesIO()
-            fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(header, fields)  # type: ignore[arg-type]
-            archive.writestr(f"test_{name}.npy", header.getvalue() + images.tobytes())
+            archive.writestr(f"test_{name}.npy", claiming(shape) + images.tobytes())
+    with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
+        archive.writestr("test_images.npy", claiming((1000, 512, 512)))
+        archive.writestr("test_labels.npy", claiming((1000, 1)) + bytes(1000))
     messages = {
         "bomb": "is larger than 100,000,000 bytes",
         "count": "for 3 images",

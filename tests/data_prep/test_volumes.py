@@ -118,14 +118,18 @@ def test_hostile_volumes_are_refused_by_name(tmp_path: Path, capsys: pytest.Capt
     header = bytearray(gzip.decompress(whole)[:352])
     header[40:56] = np.array([3, 32000, 32000, 32000, 1, 1, 1, 1], "<i2").tobytes()
     (root / "huge.nii").write_bytes(bytes(header))
+    header[40:56] = np.array([3, 100, 100, 32000, 1, 1, 1, 1], "<i2").tobytes()
+    (root / "claims.nii").write_bytes(bytes(header))
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 2), np.complex64), np.eye(4)), root / "complex.nii")
     assert run(root, tmp_path / "out", "--modality", "MRI") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["written"] == {"train": 10}
+    assert report["rows"] == 10 + 6
     lines = [json.loads(line) for line in (tmp_path / "out/rejected.jsonl").read_text().splitlines()]
     reasons = {line["path"]: line["reason"] for line in lines}
     assert reasons.pop("cut.nii.gz") in ("damaged NIfTI", "unreadable file")
     assert reasons == {
+        "claims.nii": "damaged NIfTI",
         "complex.nii": "no grey values",
         "huge.nii": "too large",
         "notes.txt": "not NIfTI",
