@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from clip_med.data.images import Preprocess
-from clip_med.distributed import placed_like, whole
+from clip_med.distributed import whole
 from clip_med.models.config import FolderModel, ModelConfig, OpenClipModel, ResNetModel, TwoTowerModel, ViTModel
 from clip_med.models.construct import construct
 from clip_med.models.context import extend_context
@@ -26,13 +26,11 @@ from clip_med.models.knowledge_heads import drop_heads, head_tensors, load_heads
 from clip_med.models.lora import adapter_tensors, merged_state, save_adapters
 from clip_med.models.open_clip_names import is_named, named, open_clip_encoder
 from clip_med.models.two_tower import two_tower
+from clip_med.models.weights import PICKLED_NAME, WEIGHTS_NAMES, load_weights
 
 CONFIG_NAME = "open_clip_config.json"
 # open_clip's own way of naming a model on the Hugging Face hub.
 HUB = "hf-hub:"
-# Configurations, tokenizers and weights without pickle.
-_HUB_FILES = ("*.json", "*.txt", "*.model", "*.safetensors")
-WEIGHTS_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
 def build_model(config: ModelConfig) -> DualEncoder:
@@ -143,13 +141,13 @@ def save_folder(
 
 
 def load_folder(directory: Path) -> DualEncoder:
-    """Read a model folder, offline and strictly: no missing and no unexpected weights, no pickle.
+    """Read a model folder, offline and strictly: no missing and no unexpected weights, no code of a pickle.
 
     A folder of transformers (CLIP, SigLIP and their kin) gives an `HFEncoder`, which encodes and does not train;
     open_clip:NAME:WEIGHTS the model of that name.
 
     Raises:
-        ValueError: no configuration or no safetensors weights; weights that do not fit, naming them.
+        ValueError: no configuration or no weights; weights that do not fit, naming them.
     """
     import open_clip
 
@@ -167,41 +165,6 @@ def load_folder(directory: Path) -> DualEncoder:
     encoder = DualEncoder(clip, model_cfg, preprocess, open_clip.get_tokenizer(f"local-dir:{directory}"))
     load_heads(encoder, directory)
     return encoder
-
-
-def load_weights(clip: nn.Module, directory: Path) -> None:
-    """Read the weights of a model folder into an open_clip model of the same architecture.
-
-    Of a model with adapters the adapted weights and the adapters are left as they are: see `load_adapters`.
-
-    Raises:
-        ValueError: no safetensors weights, or weights that do not fit, naming them.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    found = [directory / name for name in WEIGHTS_NAMES if (directory / name).is_file()]
-    if not found:
-        raise ValueError(f"{directory}: no weights; expected one of {', '.join(WEIGHTS_NAMES)}")
-    try:
-        weights = load_file(found[0])
-    except SafetensorError as error:
-        raise ValueError(f"{found[0]}: damaged, or no safetensors file: {error}") from error
-    # Written by transformers before 4.31, and never a weight.
-    weights.pop("text.transformer.embeddings.position_ids", None)
-    own = merged_state(clip)
-    wrong = [f"{name} {tuple(w.shape)}" for name, w in weights.items() if name in own and own[name].shape != w.shape]
-    missing, unexpected = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    if missing or unexpected or wrong:
-        raise ValueError(
-            f"{found[0]}: missing weights {missing[:5]}, unexpected weights {unexpected[:5]}, "
-            f"of another shape {wrong[:5]}"
-        )
-    # Adapted weights keep their base, which the merged ones here do not tell.
-    state = clip.state_dict()
-    clip.load_state_dict(
-        {name: placed_like(weights[name], value) if name in weights else value for name, value in state.items()}
-    )
 
 
 def resolve_folder(path: Path) -> Path:
@@ -245,8 +208,13 @@ def _from_hub(name: str) -> Path:
     """The folder of a model of the hub, in the local cache."""
     from huggingface_hub import snapshot_download
 
+    # Configurations, tokenizers and weights; pickled ones only where there are no others.
+    plain = ["*.json", "*.txt", "*.model", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_HUB_FILES)))
+        folder = Path(snapshot_download(name, allow_patterns=plain))
+        if any((folder / weights).is_file() for weights in WEIGHTS_NAMES):
+            return folder
+        return Path(snapshot_download(name, allow_patterns=[*plain, PICKLED_NAME]))
     except (OSError, ValueError) as error:
         raise ValueError(f"{HUB}{name}: cannot be taken from the Hugging Face hub: {error}") from error
 
@@ -277,4 +245,4 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return document
 
 
-__all__ = ["build_model", "is_name", "load_folder", "load_weights", "relocate", "resolve_folder", "save_folder"]
+__all__ = ["build_model", "is_name", "load_folder", "relocate", "resolve_folder", "save_folder"]

@@ -25,9 +25,10 @@ from torch import Tensor
 from clip_med.data.shard_index import sha256_of, write_atomically
 from clip_med.distributed import gather_objects, rank
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.folder import FolderTensors, folder_tensors, load_weights, save_folder
+from clip_med.models.folder import FolderTensors, folder_tensors, save_folder
 from clip_med.models.knowledge_heads import head_parameters, load_heads
 from clip_med.models.lora import load_adapters
+from clip_med.models.weights import load_weights
 from clip_med.training.optimizer_state import PREFIX, optimizer_tensors, restore_optimizer
 from clip_med.training.tensor_parts import Part, read_parts, take_part
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -299,11 +300,45 @@ def test_a_model_of_the_hub_is_taken_from_its_cache(
     (cached / "refs/main").write_text(commit)
     (cached / "snapshots").mkdir()
     encoder = encoder_of("vit")
-    save_folder(encoder, cached / "snapshots" / commit)
-    loaded = load_folder(resolve_folder(Path("hf-hub:ours/tiny")))
-    assert all(value.equal(encoder.clip.state_dict()[name]) for name, value in loaded.clip.state_dict().items())
+    folder = cached / "snapshots" / commit
+    save_folder(encoder, folder)
+    state = encoder.clip.state_dict()
+    for pickled in (False, True):
+        if pickled:
+            (folder / "open_clip_model.safetensors").unlink()
+            torch.save(state, folder / "open_clip_pytorch_model.bin")
+        loaded = load_folder(resolve_folder(Path("hf-hub:ours/tiny")))
+        assert all(value.equal(state[name]) for name, value in loaded.clip.state_dict().items())
     with pytest.raises(ValueError, match="hf-hub:ours/other: cannot be taken from the Hugging Face hub"):
         resolve_folder(Path("hf-hub:ours/other"))
+
+
+class Hostile:
+    """Asks whoever unpickles it to make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder),)
+
+
+def test_of_pickled_weights_only_weights_are_read(encoder_of: Callable[[str], DualEncoder], tmp_path: Path) -> None:
+    encoder, folder = encoder_of("vit"), tmp_path / "model"
+    save_folder(encoder, folder)
+    (folder / "open_clip_model.safetensors").unlink()
+    file, made = folder / "open_clip_pytorch_model.bin", tmp_path / "made"
+    for content, message in (
+        ({"weight": Hostile(made)}, "more than weights, which is not read"),
+        ({"state_dict": encoder.clip.state_dict()}, "expected a dictionary of tensors"),
+    ):
+        torch.save(content, file)
+        with pytest.raises(ValueError, match=message):
+            load_folder(folder)
+    assert not made.exists()
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=r"model\.bin: damaged"):
+        load_folder(folder)
 
 
 def test_open_clip_models_are_taken_by_name_and_weights(
