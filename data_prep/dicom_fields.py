@@ -6,11 +6,12 @@ A field that holds anything but one of the known codes is dropped: people write 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from data_prep.metadata_words import person_words
 
@@ -22,12 +23,14 @@ TAGS: Final = (
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"),
     "BurnedInAnnotation",
 )
-# Names and numbers of people and places, which must be found in what leaves.
-SEED_FIELDS: Final = (
+# Names and numbers of people: what a report may repeat.
+PEOPLE_FIELDS: Final = (
     *("PatientName", "PatientID", "AccessionNumber", "OtherPatientIDs", "PatientBirthName", "PatientMotherBirthName"),
     *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "StudyID"),
-    *("NameOfPhysiciansReadingStudy", "InstitutionName", "PatientAddress", "PatientTelephoneNumbers"),
+    "NameOfPhysiciansReadingStudy",
 )
+# And of places, whose words are words of every report ("chest", "of").
+SEED_FIELDS: Final = (*PEOPLE_FIELDS, "InstitutionName", "PatientAddress", "PatientTelephoneNumbers")
 # PS3.3 C.7.3.1.1.1.
 MODALITIES: Final[Mapping[str, str]] = {
     "CR": "X-ray",
@@ -177,12 +180,12 @@ def says_burned_in(dataset: Dataset) -> bool:
     return _code(dataset, "BurnedInAnnotation") == "YES"
 
 
-def header_seeds(dataset: Dataset) -> tuple[str, ...]:
+def header_seeds(dataset: Dataset, fields: Sequence[str] = SEED_FIELDS) -> tuple[str, ...]:
     """Names and numbers that a header knows: what must not stand in the text or the files that leave."""
     found: list[str] = []
-    for name in SEED_FIELDS:
+    for name in fields:
         value = dataset.get(name)
-        values = value if isinstance(value, list) or getattr(value, "VM", 1) > 1 else [value]
+        values = value if isinstance(value, MultiValue) else [value]
         found += [str(item) for item in values if item not in (None, "")]
     return tuple(found)
 
@@ -212,6 +215,7 @@ def _spacing(value: Any) -> tuple[float, float] | None:
 __all__ = [
     "BODY_PARTS",
     "MODALITIES",
+    "PEOPLE_FIELDS",
     "SEED_FIELDS",
     "TAGS",
     "VIEWS",

@@ -20,7 +20,7 @@ from data_prep.stored_plan import StoredPlan
 from data_prep.text_finder import check_text_finder
 
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
-VERSION: Final = 2
+VERSION: Final = 3
 
 
 @dataclass(frozen=True)

@@ -141,18 +141,25 @@ def shift_days(secret: bytes, group: str) -> int:
     return -1 - int(keyed_hash(secret, "date shift", group, length=12), 16) % 3650
 
 
+# Parts of names in a header that are nobody's, and words of reports: digital radiography, magnetic resonance.
+_TITLES: Final = ("dr", "md", "mr", "mrs", "ms", "jr", "sr", "prof")
+
+
 def seed_words(seed: str) -> list[str]:
     """The parts of a name or number that are worth replacing: of a person's name every word of two letters or more.
+
+    Titles are left out.
 
     Numbers of less than four digits are left out: they name nobody by themselves, and would take the measurements out
     of a report ("17 mm" for patient 17).
 
     Example:
         >>> seed_words("VAN DYKE^MARY A^^DR"), seed_words("17"), seed_words("4711")
-        (['VAN', 'DYKE', 'MARY', 'DR'], [], ['4711'])
+        (['VAN', 'DYKE', 'MARY'], [], ['4711'])
     """
     words = [word.strip(".,;") for word in re.split(r"[\^=\s]+", seed)]
-    return [word for word in words if len(word) >= (4 if word.isdigit() else 2)]
+    long = [word for word in words if len(word) >= (4 if word.isdigit() else 2)]
+    return [word for word in long if word.lower() not in _TITLES]
 
 
 __all__ = ["Scrubber", "seed_words", "shift_days"]
