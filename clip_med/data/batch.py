@@ -11,8 +11,6 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from clip_med.data.sample import Sample
-
 Tokenize = Callable[[Sequence[str]], Tensor]
 
 MAX_LABELS: Final = 16
@@ -73,7 +71,9 @@ class Row:
 
     image: UInt8[Tensor, "3 S S"]
     caption: str
-    sample: Sample
+    key: str
+    modality: str
+    labels: tuple[str, ...]
     index: int
     bad: tuple[str, ...] = ()
 
@@ -91,8 +91,8 @@ def collate(
         images=torch.stack([row.image for row in rows]),
         tokens=None if tokenize is None else tokenize(captions),
         captions=tuple(captions),
-        keys=tuple(row.sample.key for row in rows),
-        modalities=tuple(row.sample.modality for row in rows),
+        keys=tuple(row.key for row in rows),
+        modalities=tuple(row.modality for row in rows),
         indices=torch.tensor([row.index for row in rows], dtype=torch.int64),
         group_ids=torch.tensor([_group_ids(row, positives) for row in rows], dtype=torch.int64),
         position=position,
@@ -107,13 +107,12 @@ def _group_ids(row: Row, positives: Literal["none", "caption", "label"]) -> list
     ids = [text_id(row.caption, "caption")]
     if positives == "caption":
         return ids
-    labels = row.sample.labels
-    if len(labels) > MAX_LABELS:
+    if len(row.labels) > MAX_LABELS:
         raise ValueError(
-            f"sample {row.sample.key} has {len(labels)} labels, more than the {MAX_LABELS} that "
+            f"sample {row.key} has {len(row.labels)} labels, more than the {MAX_LABELS} that "
             f"positives='label' allows: use positives='caption' or coarser labels"
         )
-    ids += [text_id(label, "label") for label in labels]
+    ids += [text_id(label, "label") for label in row.labels]
     return ids + [-1] * (1 + MAX_LABELS - len(ids))
 
 

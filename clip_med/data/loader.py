@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import count
 from typing import Any, Final, Literal
 
@@ -335,8 +334,7 @@ class _TrainBatches(Dataset[Batch]):
             scaled_decode=self.config.scaled_decode,
             source=_source(self.shards, index, sample),
         )
-        # The encoded image has done its work; a row that kept it would keep 100 kB until the batch is sent.
-        return Row(image, caption, replace(sample, image=b""), index, bad)
+        return Row(image, caption, sample.key, sample.modality, sample.labels, index, bad)
 
 
 class _EvalBatches(Dataset[Batch]):
@@ -365,7 +363,7 @@ class _EvalBatches(Dataset[Batch]):
             source = _source(self.shards, index, sample)
             pixels = decode_image(sample.image, max_pixels=self.max_pixels, source=source)
             image = eval_image(pixels, self.preprocess)
-            rows.append(Row(image, sample.captions[0], replace(sample, image=b""), index))
+            rows.append(Row(image, sample.captions[0], sample.key, sample.modality, sample.labels, index))
         return collate(rows, position, "caption", self.tokenize)
 
 
