@@ -114,7 +114,7 @@ def eval_image(image: UInt8[np.ndarray, "H W C"], preprocess: Preprocess) -> UIn
         >>> eval_image(np.zeros((300, 400, 1), np.uint8), Preprocess(size=64)).shape
         torch.Size([3, 64, 64])
     """
-    return _three_channels(_frame(_resize(_to_tensor(image), preprocess), preprocess))
+    return _contiguous(_frame(_resize(_to_tensor(image), preprocess), preprocess).expand(3, -1, -1))
 
 
 def train_image(
@@ -146,7 +146,7 @@ def train_image(
     draws = rng.random(DRAWS)
     top, left, height, width = crop_box(image.shape[0], image.shape[1], preprocess, augment, draws)
     crop = image[top : top + height, left : left + width]
-    return view_of_crop(crop, preprocess, augment, draws, modality, caption=caption)
+    return _contiguous(view_of_crop(crop, preprocess, augment, draws, modality, caption=caption))
 
 
 def crop_box(
@@ -174,7 +174,10 @@ def view_of_crop(
     *,
     caption: str,
 ) -> UInt8[Tensor, "3 S S"]:
-    """Everything of `train_image` that follows the crop: resizing, intensity, rotation, flips and turns."""
+    """Everything of `train_image` that follows the crop: resizing, intensity, rotation, flips and turns.
+
+    A view of one grey channel or of channels last: a batch copies it once, into its own memory.
+    """
     changes = changes_for(augment, modality, caption)
     pixels = _resize_crop(_to_tensor(crop), preprocess)
     match augment.backend:
@@ -188,7 +191,7 @@ def view_of_crop(
             pixels = _frame(_to_tensor(varied), preprocess)
             turned = arrange(pixels.permute(1, 2, 0).numpy(), changes, draws[4:], preprocess.fill_color)
             pixels = _to_tensor(turned)
-    return _three_channels(pixels)
+    return pixels.expand(3, -1, -1)
 
 
 def _arrange(
@@ -220,9 +223,9 @@ def _to_tensor(image: UInt8[np.ndarray, "H W C"]) -> UInt8[Tensor, "C H W"]:
     return torch.as_tensor(np.require(image, requirements=("C", "W"))).permute(2, 0, 1)
 
 
-def _three_channels(pixels: UInt8[Tensor, "C S S"]) -> UInt8[Tensor, "3 S S"]:
+def _contiguous(pixels: UInt8[Tensor, "3 S S"]) -> UInt8[Tensor, "3 S S"]:
     # NumPy turns channels last into channels first in half of torch's time.
-    return pixels.repeat(3, 1, 1) if pixels.shape[0] == 1 else torch.as_tensor(np.ascontiguousarray(pixels.numpy()))
+    return torch.as_tensor(np.ascontiguousarray(pixels.numpy()))
 
 
 def _interpolate(pixels: UInt8[Tensor, "C H W"], size: list[int], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:

@@ -38,7 +38,8 @@ def train_view(
 
     The crop is drawn on the full upright size, so it is the same for either value of `scaled_decode`; where the image
     was decoded at 1/d, the crop's edges are rounded to multiples of d pixels, a shift of at most d / 2. With
-    `scaled_decode=False`, and for everything but an upright JPEG, the result is bit for bit that of the two functions.
+    `scaled_decode=False`, and for everything but an upright JPEG, the result is bit for bit that of the two functions,
+    but as a view that a batch has yet to copy (`view_of_crop`).
 
     Raises:
         ImageError: empty, truncated, damaged, too large (refused before decoding), or of an unknown format.
