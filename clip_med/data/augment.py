@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Float64, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode  # pyright: ignore[reportMissingTypeStubs]
 from torchvision.transforms.v2 import functional as F  # pyright: ignore[reportMissingTypeStubs]
 
 from clip_med.config import NonNegativeFloat, config
@@ -229,8 +228,10 @@ def _contiguous(pixels: UInt8[Tensor, "3 S S"]) -> UInt8[Tensor, "3 S S"]:
 
 
 def _interpolate(pixels: UInt8[Tensor, "C H W"], size: list[int], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
-    mode = InterpolationMode.BICUBIC if preprocess.interpolation == "bicubic" else InterpolationMode.BILINEAR
-    return F.resize(pixels, size, interpolation=mode, antialias=True)
+    # torch alone, past what torchvision checks each time. The batch axis comes before channels go last: of a batch of
+    # one torch reads the layout off its strides, and would give channels first back.
+    batch = pixels.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return torch.nn.functional.interpolate(batch, size, mode=preprocess.interpolation, antialias=True)[0]
 
 
 def _resize(pixels: UInt8[Tensor, "C H W"], preprocess: Preprocess) -> UInt8[Tensor, "C H2 W2"]:
