@@ -296,13 +296,13 @@ def _jitter(
     pixels: UInt8[Tensor, "C H W"], changes: Changes, draws: Float64[np.ndarray, "6"]
 ) -> UInt8[Tensor, "C H W"]:
     """Gamma, contrast about the mean, brightness and channel gains in one table of 256 entries: rounded only once."""
+    if not (changes.brightness or changes.contrast or changes.gamma or changes.color):
+        return pixels
     spread = 2.0 * draws - 1.0
     brightness = 1.0 + changes.brightness * spread[0]
     contrast = 1.0 + changes.contrast * spread[1]
     gamma = math.exp(changes.gamma * spread[2])
     gains = 1.0 + changes.color * spread[3:6]
-    if brightness == contrast == gamma == 1.0 and bool((gains == 1.0).all()):
-        return pixels  # each level would be rounded back to itself
     levels = _LEVELS**gamma
     values = pixels.numpy()
     # A sum of whole numbers is exact; a float sum of torch's would depend on the number of threads, so on the worker.
