@@ -93,11 +93,12 @@ def changes_for(augment: AugmentConfig, modality: str, caption: str) -> Changes:
         2.0
     """
     preset = preset_for(modality)
-    sides = states_laterality(caption)
+    # Most modalities have sides whatever the caption says: only for the others is it searched.
+    free = (preset.mirror or preset.turn) and not states_laterality(caption)
     return Changes(
-        horizontal_flip=_allowed(augment.horizontal_flip, preset.mirror, sides),
-        vertical_flip=_allowed(augment.vertical_flip, preset.turn, sides),
-        quarter_turns=_allowed(augment.quarter_turns, preset.turn, sides),
+        horizontal_flip=_allowed(augment.horizontal_flip, preset.mirror and free),
+        vertical_flip=_allowed(augment.vertical_flip, preset.turn and free),
+        quarter_turns=_allowed(augment.quarter_turns, preset.turn and free),
         rotation=_either(augment.rotation, preset.rotation),
         brightness=_either(augment.brightness, preset.brightness),
         contrast=_either(augment.contrast, preset.contrast),
@@ -209,8 +210,8 @@ def _arrange(
     return pixels
 
 
-def _allowed(policy: Policy, by_modality: bool, sides: bool) -> bool:
-    return policy == "on" or (policy == "auto" and by_modality and not sides)
+def _allowed(policy: Policy, by_itself: bool) -> bool:
+    return policy == "on" or (policy == "auto" and by_itself)
 
 
 def _either(value: float | None, otherwise: float) -> float:
