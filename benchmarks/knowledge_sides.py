@@ -21,6 +21,7 @@ from clip_med.models.folder import load_folder
 from clip_med.pretrain import PretrainConfig, pretrain
 from clip_med.training.config import ScheduleConfig
 from clip_med.training.facets import FacetConfig
+from clip_med.training.prototypes import PrototypeConfig
 from clip_med.training.queries import QueryConfig
 from zero_shot.classify import class_scores
 from zero_shot.metrics import macro_auroc
@@ -35,13 +36,14 @@ SIDES: Final = (
     "corpus_devide",
     "corpus_medclip",
     "corpus_kad",
+    "corpus_k2sight",
 )
 QUERIES: Final = "queries"
 # What the configurations call the text tower that `clip-med knowledge train` writes.
 _TEXT_TOWER: Final = "runs/knowledge_text"
 
 Doubles = NDArray[np.float64]
-Head = TypeVar("Head", FacetConfig, QueryConfig)
+Head = TypeVar("Head", FacetConfig, QueryConfig, PrototypeConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +111,17 @@ def configured(side: str, seed: int, scale: Scale, shards: Path, weights: Path, 
 
 def without(config: PretrainConfig, labels: Collection[str]) -> PretrainConfig:
     """The same without classes that training must not know of: as a negative, a class would be known by its text."""
-    return replace(config, facets=_fewer(config.facets, labels), queries=_fewer(config.queries, labels))
+    prototypes = tuple(_fewer(one, labels) for one in config.prototypes)
+    facets = config.facets and _fewer(config.facets, labels)
+    queries = config.queries and _fewer(config.queries, labels)
+    for heads in ((config.facets,), (config.queries,), config.prototypes):
+        named = {label for head in heads if head is not None for label in head.prompts.classes}
+        assert not named or named.issuperset(labels), "every label that is left out was a class"
+    return replace(config, facets=facets, queries=queries, prototypes=prototypes)
 
 
-def _fewer(head: Head | None, labels: Collection[str]) -> Head | None:
-    if head is None:
-        return None
+def _fewer(head: Head, labels: Collection[str]) -> Head:
     classes = {label: names for label, names in head.prompts.classes.items() if label not in labels}
-    assert len(classes) == len(head.prompts.classes) - len(labels), "every label that is left out was a class"
     return replace(head, prompts=replace(head.prompts, classes=classes))
 
 

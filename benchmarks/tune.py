@@ -58,7 +58,7 @@ class Amount:
 FULL: Final = Amount(full=True, rounds=5, pretrained_on=500, epochs=100, seeds=5, tested=100)
 QUICK: Final = Amount(full=False, rounds=3, pretrained_on=500, epochs=12, seeds=3, tested=50)
 FIT: Final = FitConfig(epochs=100)
-VIEWS: Final = 4
+VIEWS: Final = 3
 
 
 def main() -> None:

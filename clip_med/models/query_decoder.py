@@ -47,7 +47,9 @@ class QueryDecoder(nn.Module):
     KAD (Zhang et al., arXiv 2302.14042; xiaoman-zhang/KAD): 4 layers, 4 heads, feed-forward 1024, dropout 0.1; a query
     attends to the other queries and to the image, or to a text as a memory of one place. Deviations: one logit for each
     query in place of two under a softmax, whose difference it is; places and texts have each a layer into the decoder,
-    where KAD's towers end in its width. It stands in a model as `DualEncoder.queries` and is saved with it
+    where KAD's towers end in its width; queries are unit rows, multiplied by sqrt(Q) here, the length of KAD's, which
+    come from a layer norm: left at length 1, what tells them apart is lost beside what they share, and all answer alike
+    for hundreds of steps. It stands in a model as `DualEncoder.queries` and is saved with it
     (`knowledge_heads`).
 
     Attributes:
@@ -82,7 +84,8 @@ class QueryDecoder(nn.Module):
         return self._ask(self.from_text(features[:, None]), queries)
 
     def _ask(self, memory: Float[Tensor, "B P W"], queries: Float[Tensor, "N Q"] | None) -> Float[Tensor, "B N"]:
-        asked = self.to_query(self.queries if queries is None else queries).expand(len(memory), -1, -1)
+        queries = self.queries if queries is None else queries
+        asked = self.to_query(queries * queries.shape[1] ** 0.5).expand(len(memory), -1, -1)
         return self.answer(self.decoder(asked, memory))[..., 0]
 
     def describe(self) -> dict[str, Any]:
