@@ -51,9 +51,10 @@ _AGE: Final = (
 _RULES: Final = tuple(
     (re.compile(pattern), kind, place)
     for pattern, kind, place in (
+        # Before the words that announce it: they take what stands before a blank.
+        (r"(?<![\w-])\d{3}([-. ])\d{2}\1\d{4}(?![\w-])", "ID", 0),
         (rf"(?i:\b{_KEYWORD}\s*[:#=]?\s*((?=[\w/-]*\d)[A-Z0-9][\w/-]{{2,}}))", "ID", 1),
         (r"(?<![\w.-])\d+(?:\.\d+){5,}(?![\w.])", "ID", 0),
-        (r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])", "ID", 0),
         (
             r"(?<![\w\[-])(?:\+\d{1,3}[\s.-]?)?(?:\(\d{2,5}\)[\s.-]?|\d{2,5}[\s./-])\d{3,4}[\s.-]?\d{3,5}(?![\w-])",
             "PHONE",

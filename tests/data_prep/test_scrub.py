@@ -30,6 +30,7 @@ from data_prep.table import TableConfig, TableSource
         ("Reported by: J Doe", ["Doe"]),
         ("MRN: 88231-4, accession no. A1234567", ["88231", "A1234567"]),
         ("Patient ID 0012345 and SSN 123-45-6789.", ["0012345", "6789"]),
+        ("SSN 536 22 8145, social security number 536.22.8146", ["536", "22", "8145", "8146"]),
         ("Study 1.2.840.113619.2.5.176258.3153 compared.", ["113619"]),
         ("Call (555) 123-4567, 555-123-9876 or +49 30 123 45678.", ["4567", "9876", "45678"]),
         ("pager 1234-5678", ["5678"]),
