@@ -13,6 +13,7 @@ from clip_med.config import config_hash, to_plain
 from clip_med.data.sample import keyed_hash
 from data_prep.captions import TEMPLATES, Templates, read_templates
 from data_prep.census import Census
+from data_prep.presidio import check_presidio
 from data_prep.record import Plan, Source
 from data_prep.secret_file import read_secret
 from data_prep.splits import SplitPlan, plan_splits
@@ -40,22 +41,26 @@ def listed(source: Source, out: Path, secret_file: Path | None) -> Iterator[List
         secret_file: see `secret_place`.
 
     Raises:
-        ValueError: settings that do not fit; text is to be found without the extra `ocr`; a patient or case
-            that the source puts into several splits.
+        ValueError: settings that do not fit; the extra `ocr` or `presidio`, or a pipeline, is to be used and not
+            installed; a patient or case that the source puts into several splits.
         OSError: the source cannot be read.
     """
     if source.settings.burned_in != "ignore":
         check_text_finder()
+    pipeline = source.settings.presidio
+    # Other versions find other names: an output that one of them began is not continued by another.
+    versions = {"presidio_versions": check_presidio(pipeline)} if pipeline is not None else {}
     templates = _templates(source)
     # Digest first: a source that does not exist must not leave a secret behind.
     digest = source.digest()
     secret = read_secret(secret_place(out, secret_file), out=out)
     plan = Plan(source, secret, templates)
     with contextlib.ExitStack() as stack:
-        if not source.cheap:
+        if not source.cheap or pipeline is not None:
             plan = stack.enter_context(contextlib.closing(StoredPlan(plan)))
         split_plan, census = plan_splits(source, plan, secret)
-        yield Listing(split_plan, census, {"source_sha256": digest, **_claim(source, templates, secret)})
+        claim = {"source_sha256": digest, **versions, **_claim(source, templates, secret)}
+        yield Listing(split_plan, census, claim)
 
 
 def settings_claim(source: Source, out: Path, secret_file: Path | None) -> dict[str, Any]:

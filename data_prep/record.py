@@ -53,6 +53,8 @@ class ShardSettings:
     blacken: the text is painted over."""
     scrub: bool = True
     """Replace what identifies people in captions, as far as rules find it. Off only where texts are public."""
+    presidio: str | None = None
+    """Installed spaCy pipeline, or its folder, with which Presidio looks for names and places that the rules leave."""
 
     def __post_init__(self) -> None:
         """Refuse what would fail at the first sample."""
@@ -62,7 +64,9 @@ class ShardSettings:
             raise ValueError(f"split {self.split!r} cannot be the name of a folder (letters, digits, _, + and -)")
         if not self.write or len(set(self.write)) != len(self.write):
             raise ValueError(f"write must be one or more different kinds, got {list(self.write)}")
-        for name in ("modality", "dataset"):
+        if self.presidio is not None and not self.scrub:
+            raise ValueError("presidio is for captions that are scrubbed, and scrub is off")
+        for name in ("modality", "dataset", "presidio"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise ValueError(f"{name} must not be empty")
 
@@ -254,7 +258,7 @@ class Plan:
         self._source = source
         self._settings = source.settings
         self._secret = secret
-        self._scrubber = Scrubber(secret)
+        self._scrubber = Scrubber(secret, source.settings.presidio)
         self._writer = CaptionWriter(templates, source.settings.write, secret)
         self._label_set = expanded_labels(source.settings.label_set)
 

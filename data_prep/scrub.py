@@ -1,5 +1,7 @@
 """Report text without what identifies people, by rules: what they find is replaced, consistently for a patient.
 
+What Presidio finds then is replaced alike, if a pipeline is given; see `data_prep.presidio`.
+
 Rules miss things. Names without a title, in lower case, of places or of relatives stay; `clip-med data audit` estimates
 how much. No rule set is a guarantee.
 """
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from clip_med.data.sample import keyed_hash
+from data_prep.presidio import find_entities
 from data_prep.scrub_dates import shift_dates
 
 _NAME: Final = r"(?:(?:van|von|de|der|den|la|le|da|di|al|el|bin)\s+){0,2}[A-ZÀ-ÖØ-Þ][\w'’À-ÿ-]+"
@@ -77,6 +80,9 @@ _RULES: Final = tuple(
 _AGES: Final = re.compile(_AGE, flags=re.IGNORECASE)
 _EMAIL: Final = re.compile(r"[\w.+%-]+@[\w-]+(?:\.[\w-]+)+")
 _URL: Final = re.compile(r"(?:https?://|www\.)\S*[\w/]")
+_SURROGATE: Final = re.compile(r"\[(?:(?:NAME|ID|PLACE|ADDRESS)-[0-9A-F]{4}|EMAIL|URL|PHONE|DATE)\]")
+# From the first to the last letter or digit, with the plus of a phone number.
+_WORDS: Final = re.compile(r"\+?\w(?:.*\w)?", flags=re.DOTALL)
 
 
 @dataclass
@@ -88,6 +94,7 @@ class Scrubber:
     for the same original within a patient; addresses of the net and phone numbers become [EMAIL], [URL] and [PHONE].
 
     Attributes:
+        presidio: a spaCy pipeline, with which Presidio looks for what the rules leave; None: rules only.
         found: replacements so far, by kind.
 
     Example:
@@ -96,10 +103,11 @@ class Scrubber:
     """
 
     secret: bytes
+    presidio: str | None = None
     found: Counter[str] = field(default_factory=Counter[str])
 
     def scrub(self, text: str, *, group: str, seeds: Iterable[str] = ()) -> str:
-        """The text without what the rules find.
+        """The text without what the rules find, and Presidio after them.
 
         Args:
             group: the patient, hashed or not.
@@ -118,18 +126,40 @@ class Scrubber:
             text = self._replaced(text, pattern, kind, place, group)
         text, ages = _AGES.subn("90", text)
         self.found["age"] += ages
-        return text
+        return text if self.presidio is None else self._without_entities(text, self.presidio, group)
 
     def _replaced(self, text: str, pattern: re.Pattern[str], kind: str, place: int, group: str) -> str:
         def replace(match: re.Match[str]) -> str:
-            self.found[kind.lower()] += 1
             hidden, begin = match[place], match.start(place) - match.start()
-            surrogate = f"[{kind}]"
-            if kind not in ("EMAIL", "URL", "PHONE"):
-                surrogate = f"[{kind}-{keyed_hash(self.secret, group, hidden.lower(), length=4).upper()}]"
-            return match[0][:begin] + surrogate + match[0][begin + len(hidden) :]
+            return match[0][:begin] + self._surrogate(hidden, kind, group) + match[0][begin + len(hidden) :]
 
         return pattern.sub(replace, text)
+
+    def _without_entities(self, text: str, pipeline: str, group: str) -> str:
+        """Replace what Presidio finds, from the end, so that places before it stay; surrogates and titles stay too."""
+        surrogates = [match.span() for match in _SURROGATE.finditer(text)]
+        for begin, end, kind in reversed(find_entities(text, pipeline)):
+            for low, high in reversed(_outside(begin, end, surrogates)):
+                words = _WORDS.search(text, low, high)
+                if words is not None and (kind != "NAME" or seed_words(words[0])):
+                    text = text[: words.start()] + self._surrogate(words[0], kind, group) + text[words.end() :]
+        return text
+
+    def _surrogate(self, hidden: str, kind: str, group: str) -> str:
+        self.found[kind.lower()] += 1
+        if kind in ("EMAIL", "URL", "PHONE"):
+            return f"[{kind}]"
+        return f"[{kind}-{keyed_hash(self.secret, group, hidden.lower(), length=4).upper()}]"
+
+
+def _outside(begin: int, end: int, taken: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """What is left of a stretch without those that are taken, which come in order."""
+    left: list[tuple[int, int]] = []
+    for low, high in taken:
+        if low < end and high > begin:
+            left.append((begin, low))
+            begin = high
+    return [*left, (begin, end)]
 
 
 def shift_days(secret: bytes, group: str) -> int:

@@ -169,7 +169,7 @@ def _write_split(
     sources = {
         dataset: {
             "licence": "; ".join(sorted(found)) or "not stated",
-            "captions": _said(settings.scrub),
+            "captions": _said(settings),
             "pixels": WORDS[settings.burned_in],
         }
         for dataset, found in sorted(census.licences[split].items())
@@ -202,8 +202,12 @@ def _write_split(
     return rejections
 
 
-def _said(scrub: bool) -> str:
-    return "scrubbed by rules" if scrub else "as in the source, not scrubbed"
+def _said(settings: ShardSettings) -> str:
+    if not settings.scrub:
+        return "as in the source, not scrubbed"
+    # Not the folder that a pipeline lies in: that is nobody's business.
+    presidio = "" if settings.presidio is None else f" and Presidio ({Path(settings.presidio).name})"
+    return f"scrubbed by rules{presidio}"
 
 
 class _NothingWrittenError(Exception):

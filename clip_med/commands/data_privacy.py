@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clip_med.commands.data_sources import folder, naming_extra
+from clip_med.commands.data_sources import add_presidio, folder, naming_extra
 from clip_med.commands.printing import as_json, print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -46,6 +46,7 @@ def add_privacy(actions: Any) -> None:
     )
     parser.add_argument("root", metavar="DIR", type=Path, help="a folder of DICOM files, at any depth")
     parser.add_argument("--files", metavar="N", type=int, default=20, help="how many are copied; default 20")
+    add_presidio(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.set_defaults(call=_audit)
 
@@ -80,14 +81,17 @@ def _deidentify(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     with naming_extra("dicom"):
         from data_prep.audit import audit_dicom, audit_text
+    from data_prep.presidio import check_presidio
 
     folder(arguments.root)
+    if arguments.presidio is not None:
+        check_presidio(arguments.presidio)
     if arguments.files < 1:
         raise ValueError(f"--files must be at least 1, got {arguments.files}")
     with ItemDisplay(quiet=arguments.json) as display:
         progress = partial(display.on_item, "planting")
         found = audit_dicom(arguments.root, files=arguments.files, on_progress=progress)
-    leaks = {**found, "reports": audit_text()}
+    leaks = {**found, "reports": audit_text(presidio=arguments.presidio)}
     values: dict[str, Any] = {}
     for name, leak in leaks.items():
         values |= {f"{name}, {key}": value for key, value in leak.as_values().items()}

@@ -112,6 +112,7 @@ def _add_captions(parser: Any) -> None:
         help="replace names, dates, numbers, addresses in captions, as far as rules find them (see docs/data_prep.md); "
         "on unless you switch it off, which public sets can do",
     )
+    add_presidio(parser)
 
 
 def _add_writing(parser: Any) -> None:
@@ -153,6 +154,16 @@ def _add_parts(parser: Any) -> None:
 def add_group_pattern(parser: Any) -> None:
     """The option that finds the patient in a path."""
     parser.add_argument("--group-pattern", metavar="REGEX", help="its one group finds the patient in a path")
+
+
+def add_presidio(parser: Any) -> None:
+    """The option that adds Presidio to the rules of the scrubber."""
+    parser.add_argument(
+        "--presidio",
+        metavar="PIPELINE",
+        help="also replace what Presidio finds with this spaCy pipeline, installed (en_core_web_lg) or in a folder; "
+        "default: rules only",
+    )
 
 
 def add_window(parser: Any, default: str) -> None:
@@ -215,6 +226,7 @@ def naming_extra(extra: str) -> Iterator[None]:
 __all__ = [
     "SourceCommand",
     "add_group_pattern",
+    "add_presidio",
     "add_source",
     "add_window",
     "file",
