@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from data_prep.dicom_deidentify import deidentify_tree
-from data_prep.dicom_pixels import DAMAGED, read_dicom
+from data_prep.dicom_reading import DAMAGED, read_dicom
 from data_prep.dicom_tree import DicomConfig, DicomSource
 from data_prep.files import inside, walk_files
 from data_prep.planting import IDENTIFIERS, REPORTS, plant

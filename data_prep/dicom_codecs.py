@@ -52,6 +52,9 @@ def _frame_size(data: bytes) -> tuple[int, int] | None:
     """Rows and columns from the frame header of a JPEG (ITU T.81, B.2.2); None if it ends before one."""
     place = 2
     while place + 9 <= len(data):
+        if data[place : place + 2] == b"\xff\xff":
+            place += 1  # a marker may have any number of these before it (B.1.1.2)
+            continue
         marker = data[place + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(data[place + 5 : place + 7], "big"), int.from_bytes(

@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Final, Literal
 
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import generate_fragments
+from pydicom.pixels.utils import get_expected_length
 from pydicom.sequence import Sequence
 
 from clip_med.data.sample import keyed_hash
 from data_prep.burned_in import text_found
 from data_prep.dicom_fields import capped_age, header_seeds, says_burned_in
-from data_prep.dicom_pixels import DAMAGED, PixelRules, displayed_frame, read_dicom
+from data_prep.dicom_pixels import PixelRules, displayed_frame, number_of_frames
 from data_prep.dicom_profile import apply_profile
+from data_prep.dicom_reading import DAMAGED, read_dicom
 from data_prep.files import inside, walk_files
 from data_prep.record import RejectedImageError, Rejection, rejection_of, unreadable
 from data_prep.scrub import seed_words, shift_days
 from data_prep.text_finder import find_text
 
+# Of a frame of JPEG (SOI), and of JPEG 2000 (SOC).
+_BEGINNINGS: Final = (b"\xff\xd8", b"\xff\x4f")
 # PS3.16 CID 7050.
 _METHODS: Final = (
     ("113100", "Basic Application Confidentiality Profile"),
@@ -66,7 +71,7 @@ def deidentify(dataset: FileDataset, secret: bytes) -> str:
     return f"{keyed_hash(secret, 'file', str(dataset.SOPInstanceUID))}.dcm"
 
 
-def check_pixels(dataset: Dataset) -> None:
+def check_pixels(dataset: FileDataset) -> None:
     """Look for text in every frame, as it is shown.
 
     Raises:
@@ -74,15 +79,28 @@ def check_pixels(dataset: Dataset) -> None:
     """
     if not any(name in dataset for name in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
         return
-    for frame in range(int(dataset.get("NumberOfFrames") or 1)):
+    frames = number_of_frames(dataset)
+    for frame in range(frames):
         try:
             pixels = displayed_frame(dataset, frame, PixelRules(for_processing=True))
         except RejectedImageError as error:
             raise RejectedImageError("pixels not looked at", f"frame {frame}: {error.reason}") from error
         if boxes := find_text(pixels):
             raise text_found(boxes, f"frame {frame} ")
+    if (held := _frames_held(dataset)) > frames:
+        raise RejectedImageError("pixels not looked at", f"{held} frames where the header says {frames}")
     if says_burned_in(dataset):
         raise text_found([])
+
+
+def _frames_held(dataset: FileDataset) -> int:
+    """How many frames the pixel data have room for, whatever the header says: they would stay in the file."""
+    pixels = dataset.PixelData
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated:
+        return len(pixels) * number_of_frames(dataset) // get_expected_length(dataset)
+    fragments = [bytes(fragment[:2]) for fragment in generate_fragments(pixels)][1:]  # after the table of offsets
+    # A frame of JPEG may be in several fragments, of which the first begins it; one of RLE is one.
+    return sum(fragment in _BEGINNINGS for fragment in fragments) or len(fragments)
 
 
 def deidentify_tree(

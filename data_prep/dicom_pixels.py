@@ -7,51 +7,29 @@ Grey goes through one table of all stored values, built in float64: at most one 
 
 from __future__ import annotations
 
-import struct
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float64, Integer, UInt8
-from pydicom import dcmread
-from pydicom.config import IGNORE, settings
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
+from pydicom.dataset import Dataset
 from pydicom.pixels.processing import apply_color_lut, apply_modality_lut
 from pydicom.pixels.utils import pixel_array
 
 from clip_med.config import config
 from data_prep import dicom_codecs
-from data_prep.files import check_size
+from data_prep.dicom_reading import DAMAGED
 from data_prep.record import RejectedImageError
 from data_prep.windows import WINDOWS, WindowName
 
 MAX_PIXELS: Final = 64_000_000
-# A file is read whole for its pixels: the longest films of ultrasound have 1 GB.
-MAX_FILE_BYTES: Final = 2 * 1024**3
 _GREY: Final = ("MONOCHROME1", "MONOCHROME2")
 _COLOUR: Final = ("RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT")
 # Pixels that are not a picture: masks, doses and measured maps.
 _NO_PICTURE: Final = {"SEG": "segmentation", "RTDOSE": "dose grid", "REG": "registration", "PR": "presentation state"}
 # Their modality LUT undoes the logarithm, for subtraction; it is not for display (PS3.3 C.8.7.1.1.2).
 _XRAY_ANGIO: Final = ("1.2.840.10008.5.1.4.1.1.12.1", "1.2.840.10008.5.1.4.1.1.12.2")
-# What pydicom and its decoders raise on damaged files, beside their own errors.
-DAMAGED: Final = (
-    InvalidDicomError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    IndexError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    OSError,
-    EOFError,
-    struct.error,
-)
 
 
 @config
@@ -65,31 +43,6 @@ class PixelRules:
     """Which of several windows (or VOI LUTs) of a file; the last one where there are fewer."""
     for_processing: bool = False
     """Also take images for processing: raw detector values, which are not made to be looked at."""
-
-
-def read_dicom(file: Path, **options: Any) -> FileDataset:
-    """A DICOM file; values that break the rules of their type are taken as they are.
-
-    Sets `pydicom.config.settings.reading_validation_mode` for the process: values are parsed when they are first used,
-    and a warning of pydicom would print them, names included.
-
-    Raises:
-        RejectedImageError: not a DICOM file, damaged, or larger than `MAX_FILE_BYTES` (unless pixels are left out).
-        OSError: it cannot be read.
-    """
-    if not options.get("stop_before_pixels"):
-        check_size(file.stat().st_size, MAX_FILE_BYTES)
-    settings.reading_validation_mode = IGNORE
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return dcmread(file, **options)
-    except OSError:
-        raise
-    except InvalidDicomError as error:
-        raise RejectedImageError("not DICOM", "no meta header") from error
-    except DAMAGED as error:
-        raise RejectedImageError("damaged DICOM", f"{type(error).__name__}: {error}") from error
 
 
 def check_picture(dataset: Dataset, rules: PixelRules) -> None:
@@ -114,6 +67,21 @@ def check_picture(dataset: Dataset, rules: PixelRules) -> None:
     stored, allocated, high = (_number(dataset, name) for name in ("BitsStored", "BitsAllocated", "HighBit"))
     if not 0 < stored <= allocated <= 32 or high != stored - 1:
         raise RejectedImageError("odd bits", f"{stored} of {allocated} bits, the highest is number {high}")
+
+
+def number_of_frames(dataset: Dataset) -> int:
+    """What the header says of it; 1 where it says nothing.
+
+    Raises:
+        RejectedImageError: no number above 0.
+    """
+    try:
+        number = int(dataset.get("NumberOfFrames") or 1)
+    except DAMAGED as error:
+        raise RejectedImageError("damaged DICOM", f"NumberOfFrames: {error}") from error
+    if number < 1:
+        raise RejectedImageError("damaged DICOM", f"NumberOfFrames is {number}")
+    return number
 
 
 def displayed_frame(dataset: Dataset, frame: int, rules: PixelRules) -> UInt8[np.ndarray, "H W C"]:
@@ -333,12 +301,4 @@ def _number(dataset: Dataset, name: str) -> int:
     return value
 
 
-__all__ = [
-    "DAMAGED",
-    "MAX_FILE_BYTES",
-    "PixelRules",
-    "check_picture",
-    "displayed_frame",
-    "read_dicom",
-    "windowed",
-]
+__all__ = ["PixelRules", "check_picture", "displayed_frame", "number_of_frames", "windowed"]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
+from typing import Literal
 
 import simplejpeg
 from pydicom.dataset import Dataset
@@ -15,14 +14,11 @@ from pydicom.dataset import Dataset
 from clip_med.config import PositiveInt, config
 from data_prep.burned_in import SAID
 from data_prep.dicom_fields import TAGS, coded_fields, metadata_caption, says_burned_in
-from data_prep.dicom_pixels import DAMAGED, MAX_FILE_BYTES, PixelRules, check_picture, displayed_frame, read_dicom
-from data_prep.files import check_size, digest_of_listing, inside, walk_files
+from data_prep.dicom_pixels import PixelRules, check_picture, displayed_frame, number_of_frames
+from data_prep.dicom_reading import read_dicom
+from data_prep.files import digest_of_listing, inside, walk_files
 from data_prep.pixels import encode_png, scaled_down
 from data_prep.record import BurnedIn, Record, RejectedImageError, Rejection, ShardSettings, Task, rejection_of
-
-# A deflated file of 2 MB can hold 2 GB.
-_MOST_INFLATED: Final = 1 << 30
-_DEFLATED: Final = b"1.2.840.10008.1.2.1.99"
 
 
 @config
@@ -72,9 +68,8 @@ class DicomSource:
 
     def open_image(self, task: Task) -> tuple[bytes, str]:
         """One frame as it is to be looked at."""
-        path = inside(self.root, task.path, named="the folder")
-        _check_inflated(path)
-        pixels = displayed_frame(read_dicom(path), int(task.where["frame"]), self.settings.pixels)
+        dataset = read_dicom(inside(self.root, task.path, named="the folder"))
+        pixels = displayed_frame(dataset, int(task.where["frame"]), self.settings.pixels)
         pixels = scaled_down(pixels, self.settings.max_side)
         if self.settings.image_format == "png":
             return encode_png(pixels), "png"
@@ -83,16 +78,12 @@ class DicomSource:
 
     def _header(self, relative: str) -> Dataset:
         path = inside(self.root, relative, named="the folder")
-        _check_inflated(path)
         return read_dicom(path, stop_before_pixels=True, specific_tags=list(TAGS))
 
     def _frames(self, header: Dataset, size: int) -> list[int]:
-        try:
-            number = int(header.get("NumberOfFrames") or 1)
-        except DAMAGED as error:
-            raise RejectedImageError("damaged DICOM", f"NumberOfFrames: {error}") from error
+        number = number_of_frames(header)
         # A frame is a byte at least, and each is a row of the list.
-        if not 1 <= number <= size:
+        if number > size:
             raise RejectedImageError("damaged DICOM", f"NumberOfFrames is {number:,} in a file of {size:,} bytes")
         match self.settings.frames:
             case "first":
@@ -132,29 +123,6 @@ class DicomSource:
             return spacing
         scale = max(rows, columns) / most
         return spacing[0] * scale, spacing[1] * scale
-
-
-def _check_inflated(path: Path) -> None:
-    """Refuse a deflated file that would fill the memory, before pydicom inflates all of it."""
-    with path.open("rb") as file:
-        if _DEFLATED not in file.read(1024):
-            return
-        check_size(path.stat().st_size, MAX_FILE_BYTES)
-        file.seek(0)
-        data = file.read()
-    start = data.find(b"\x02\x00\x00\x00UL\x04\x00")
-    if start < 0:
-        return
-    begin = start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")
-    inflater, total, rest = zlib.decompressobj(-zlib.MAX_WBITS), 0, data[begin:]
-    try:
-        while rest and not inflater.eof:
-            total += len(inflater.decompress(rest, 1 << 20))
-            rest = inflater.unconsumed_tail
-            if total > _MOST_INFLATED:
-                raise RejectedImageError("too large", f"a deflated file of more than {_MOST_INFLATED:,} bytes")
-    except zlib.error as error:
-        raise RejectedImageError("damaged DICOM", f"deflated: {error}") from error
 
 
 __all__ = ["DicomConfig", "DicomSource"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.dicom_fields import PEOPLE_FIELDS, header_seeds, says_burned_in
-from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom
+from data_prep.dicom_pixels import PixelRules, displayed_frame
+from data_prep.dicom_reading import read_dicom
 from data_prep.pixels import encode_png, scaled_down
 
 

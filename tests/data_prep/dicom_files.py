@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 ROOT_UID = "1.2.826.0.1.3680043.8.498"
 
@@ -44,3 +45,15 @@ def write(dataset: FileDataset, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def deflated_bomb(path: Path) -> None:
+    """A file of some kilobytes whose data set has 32 MB."""
+    dataset = ct_slice(90)
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    write(dataset, path)
+    data = path.read_bytes()
+    start = data.index(b"\x02\x00\x00\x00UL\x04\x00")
+    head = data[: start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")]
+    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+    path.write_bytes(head + packer.compress(bytes(1 << 25)) + packer.flush())

@@ -17,7 +17,8 @@ from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian
 
 from data_prep import dicom_codecs
-from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom, windowed
+from data_prep.dicom_pixels import PixelRules, displayed_frame, windowed
+from data_prep.dicom_reading import read_dicom
 from data_prep.record import RejectedImageError
 from data_prep.windows import WINDOWS
 
@@ -112,6 +113,8 @@ def test_a_jpeg_that_claims_more_pixels_than_its_header_is_refused_before_it_is_
     dataset.PixelData = bytes(data)
     with pytest.raises(RejectedImageError, match="a JPEG of \\(60000, 60000\\)"):
         displayed_frame(dataset, 0, PixelRules())
+    # Before a marker there may be more of its first byte.
+    assert dicom_codecs._frame_size(b"\xff\xd8\xff\xff\xff\xc1\x00\x0b\x0c\x04\x00\x01\x00\x01") == (1024, 256)
 
 
 def test_no_decoder_that_we_ask_for_is_gpl() -> None:

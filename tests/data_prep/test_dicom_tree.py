@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -20,11 +19,12 @@ from clip_med.cli import main
 from clip_med.data.images import decode_image
 from clip_med.data.sample import Sample
 from clip_med.data.shards import ShardSet
-from data_prep import dicom_tree
+from data_prep import dicom_reading
 from data_prep.dicom_fields import coded_fields, metadata_caption
-from data_prep.dicom_pixels import PixelRules, displayed_frame, read_dicom
+from data_prep.dicom_pixels import PixelRules, displayed_frame
+from data_prep.dicom_reading import read_dicom
 from data_prep.metadata_words import person_words
-from tests.data_prep.dicom_files import ct_slice, write
+from tests.data_prep.dicom_files import ct_slice, deflated_bomb, write
 
 
 def run(root: Path, out: Path, *words: str) -> int:
@@ -99,21 +99,10 @@ def test_frames_of_one_file_are_samples_of_one_study(tmp_path: Path) -> None:
     assert [int(decode_image(sample.image)[0, 0, 0]) for sample in all_samples(tmp_path / "middle")] == [40]
 
 
-def deflated_bomb(path: Path) -> None:
-    dataset = ct_slice(90)
-    dataset.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
-    write(dataset, path)
-    data = path.read_bytes()
-    start = data.index(b"\x02\x00\x00\x00UL\x04\x00")
-    head = data[: start + 12 + int.from_bytes(data[start + 8 : start + 12], "little")]
-    packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
-    path.write_bytes(head + packer.compress(bytes(1 << 25)) + packer.flush())
-
-
 def test_hostile_files_are_refused_by_name_and_the_rest_goes_on(
     export: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dicom_tree, "_MOST_INFLATED", 1 << 24)
+    monkeypatch.setattr(dicom_reading, "_MOST_INFLATED", 1 << 24)
     good = write(ct_slice(20), export / "größe 漢字 \n.dcm").read_bytes()
     cut = write(ct_slice(24), export / "cut.dcm")
     cut.write_bytes(cut.read_bytes()[:-100])

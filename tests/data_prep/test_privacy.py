@@ -10,20 +10,22 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.dataset import Dataset, FileDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import CTImageStorage
+from pydicom.uid import CTImageStorage, JPEGBaseline8Bit, RLELossless
 
 from clip_med.cli import main
 from clip_med.data.sample import keyed_hash
-from data_prep import audit, dicom_deidentify, dicom_tree, text_finder
+from data_prep import audit, dicom_deidentify, dicom_reading, dicom_tree, text_finder
 from data_prep.audit import audit_dicom, audit_text
 from data_prep.dicom_deidentify import deidentify
 from data_prep.dicom_fields import CodedFields
 from data_prep.planting import plant
 from data_prep.record import RejectedImageError
+from data_prep.report_dicom import header_of_study
 from data_prep.scrub import shift_days
 from data_prep.secret_file import read_secret
-from tests.data_prep.dicom_files import ct_slice, write
+from tests.data_prep.dicom_files import ct_slice, deflated_bomb, write
 
 
 @pytest.fixture
@@ -148,6 +150,8 @@ def test_text_in_pixels_and_what_nobody_can_look_at_is_refused(
     plan = ct_slice(12, Modality="RTPLAN")
     del plan.PixelData
     write(plan, root / "plan.dcm")
+    write(ct_slice(16, NumberOfFrames="-1"), root / "minus.dcm")
+    write(ct_slice(18, PixelData=ct_slice(18).PixelData + white), root / "one more.dcm")
     read = dicom_deidentify.read_dicom
 
     def refusing(file: Path) -> FileDataset:
@@ -165,6 +169,8 @@ def test_text_in_pixels_and_what_nobody_can_look_at_is_refused(
         "document.dcm": ("document", "nobody looks into a PDF or a model in a DICOM file"),
         "locked.dcm": ("unreadable file", "Permission denied"),
         "mask.dcm": ("pixels not looked at", "frame 0: segmentation"),
+        "minus.dcm": ("damaged DICOM", "NumberOfFrames is -1"),
+        "one more.dcm": ("pixels not looked at", "2 frames where the header says 1"),
         "said.dcm": ("burned-in text", "its header says so; not found"),
         "second frame.dcm": ("burned-in text", "frame 1 at [1, 2, 3, 4]"),
     }
@@ -174,6 +180,33 @@ def test_text_in_pixels_and_what_nobody_can_look_at_is_refused(
     assert main([*words, str(tmp_path / "none")]) == 2
     assert "pip install 'clip-med[ocr]'" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_frames_are_counted_in_the_pixel_data_itself() -> None:
+    dataset = ct_slice(0)
+    assert dicom_deidentify._frames_held(dataset) == 1
+    dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
+    begun, goes_on = b"\xff\xd8\xff\xc0", b"\x11\x22\x33\x44"
+    for fragments, frames in ([begun], 1), ([begun, goes_on, goes_on], 1), ([begun, goes_on, begun], 2):
+        dataset.PixelData = encapsulate(fragments, has_bot=False)
+        assert dicom_deidentify._frames_held(dataset) == frames
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+    dataset.PixelData = encapsulate([bytes(64), bytes(64)])
+    assert dicom_deidentify._frames_held(dataset) == 2
+
+
+def test_a_deflated_bomb_is_refused_before_it_is_inflated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Only one of the three readers of DICOM looked for them."""
+    monkeypatch.setattr(dicom_reading, "_MOST_INFLATED", 1 << 24)
+    write(ct_slice(0), tmp_path / "in/good.dcm")
+    deflated_bomb(tmp_path / "in/bomb.dcm")
+    words = ["data", "deidentify", str(tmp_path / "in"), "--burned-in", "ignore", "--json", "--out"]
+    assert main([*words, str(tmp_path / "clean")]) == 0
+    assert json.loads(capsys.readouterr().out)["refused"] == {"too large": 1}
+    with pytest.raises(RejectedImageError, match="deflated"):
+        header_of_study(tmp_path / "in/bomb.dcm")
 
 
 def test_an_age_over_89_is_90() -> None:
