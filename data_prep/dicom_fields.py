@@ -27,7 +27,8 @@ TAGS: Final = (
 PEOPLE_FIELDS: Final = (
     *("PatientName", "PatientID", "AccessionNumber", "OtherPatientIDs", "PatientBirthName", "PatientMotherBirthName"),
     *("ReferringPhysicianName", "PerformingPhysicianName", "OperatorsName", "PhysiciansOfRecord", "StudyID"),
-    "NameOfPhysiciansReadingStudy",
+    *("NameOfPhysiciansReadingStudy", "OtherPatientNames", "ResponsiblePerson", "RequestingPhysician"),
+    *("ConsultingPhysicianName", "ScheduledPerformingPhysicianName"),
 )
 # And of places, whose words are words of every report ("chest", "of").
 SEED_FIELDS: Final = (*PEOPLE_FIELDS, "InstitutionName", "PatientAddress", "PatientTelephoneNumbers")

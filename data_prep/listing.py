@@ -21,7 +21,7 @@ from data_prep.stored_plan import StoredPlan
 from data_prep.text_finder import check_text_finder
 
 # Changes with every change of the bytes that a source gives, so that no folder mixes both.
-VERSION: Final = 3
+VERSION: Final = 4
 
 
 @dataclass(frozen=True)

@@ -185,10 +185,10 @@ def seed_words(seed: str) -> list[str]:
     of a report ("17 mm" for patient 17).
 
     Example:
-        >>> seed_words("VAN DYKE^MARY A^^DR"), seed_words("17"), seed_words("4711")
-        (['VAN', 'DYKE', 'MARY'], [], ['4711'])
+        >>> seed_words("VAN DYKE^MARY A^^DR"), seed_words("Miller,Ann"), seed_words("17"), seed_words("4711")
+        (['VAN', 'DYKE', 'MARY'], ['Miller', 'Ann'], [], ['4711'])
     """
-    words = [word.strip(".,;") for word in re.split(r"[\^=\s]+", seed)]
+    words = [word.strip(".") for word in re.split(r"[\^=,;\s]+", seed)]
     long = [word for word in words if len(word) >= (4 if word.isdigit() else 2)]
     return [word for word in long if word.lower() not in _TITLES]
 
