@@ -115,6 +115,8 @@ def _labels(file: Path) -> dict[str, np.ndarray]:
                     array = np.lib.format.read_array(member, allow_pickle=False)
                 with archive.open(f"{split}_images.npy") as member:
                     images = _header(member)[0]
+                if len(images) not in (3, 4):
+                    raise ValueError(f"{split}_images: {images}, expected images x rows x columns, and colours or not")
                 if math.prod(images) > file.stat().st_size * MOST_INFLATED:
                     raise ValueError(f"{split}_images: {images} in a file of {file.stat().st_size:,} bytes")
                 array = array[:, None] if array.ndim == 1 else array

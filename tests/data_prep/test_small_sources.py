@@ -97,11 +97,13 @@ def test_other_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with zipfile.ZipFile(tmp_path / "claims.npz", "w") as archive:
         archive.writestr("test_images.npy", claiming((1000, 512, 512)))
         archive.writestr("test_labels.npy", claiming((1000, 1)) + bytes(1000))
+    np.savez(tmp_path / "number.npz", test_images=np.uint8(1), test_labels=np.zeros((1, 1), int))
     messages = {
         "bomb": "is larger than 100,000,000 bytes",
         "count": "for 3 images",
         "names": "3 classes, and 2 names",
         "none": "no SPLIT_images",
+        "number": "test_images: (), expected images",
         "text": "zip",
     }
     for name, message in messages.items():
