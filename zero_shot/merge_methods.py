@@ -29,7 +29,7 @@ from zero_shot.merging import T3Config, fine_tuned_weight, jensen_shannon
 from zero_shot.metrics import top_k_accuracy
 from zero_shot.prompt_features import prompt_features
 from zero_shot.result import Result
-from zero_shot.task_images import Labelled, labelled
+from zero_shot.task_images import Labelled, ShardSets, labelled
 
 Doubles = NDArray[np.float64]
 
@@ -147,7 +147,8 @@ def compare_merges(
     tasks = [task for task in evaluation.tasks if isinstance(task, ClassificationTask)]
     if not tasks or count < 2:
         raise ValueError(f"a classification task and two models are needed, got {len(tasks)} and {count}")
-    parts = [labelled(task, options.limit) for task in tasks]
+    sets = ShardSets()
+    parts = [labelled(task, sets, limit=options.limit) for task in tasks]
     conditions: list[Condition] = [None, *((kind, options.level) for kind in options.corruptions)]
     found: list[MergeOutcome] = []
     for number, part in enumerate(parts):

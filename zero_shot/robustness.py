@@ -36,7 +36,7 @@ from zero_shot.prompt_features import prompt_features
 from zero_shot.prompt_sensitivity import TEMPLATES, Sensitivity, prompt_sensitivity
 from zero_shot.result import Result, without_nan
 from zero_shot.subgroups import UNKNOWN, Subgroups, subgroup_table, subgroup_values
-from zero_shot.task_images import Labelled, labelled
+from zero_shot.task_images import Labelled, ShardSets, labelled
 
 Doubles = NDArray[np.float64]
 
@@ -133,7 +133,8 @@ def robustness(
     tasks = [task for task in evaluation.tasks if isinstance(task, ClassificationTask)]
     if not tasks:
         raise ValueError("the evaluation has no classification task")
-    parts = [labelled(task, options.limit) for task in tasks]
+    sets = ShardSets()
+    parts = [labelled(task, sets, limit=options.limit) for task in tasks]
     for key in options.by:
         if all(value == UNKNOWN for part in parts for value in subgroup_values(part.samples, key)):
             raise ValueError(f"no sample of any task states {key}")

@@ -83,14 +83,14 @@ def task_images(task: EvalTask, sets: ShardSets | None = None, *, limit: int | N
     return TaskImages(task=task, shards=shards, indices=tuple(indices), samples=samples)
 
 
-def labelled(task: ClassificationTask, limit: int | None = None) -> Labelled:
+def labelled(task: ClassificationTask, sets: ShardSets | None = None, *, limit: int | None = None) -> Labelled:
     """The images of a classification task that compares images with texts.
 
     Raises:
         ValueError: as `task_images` and `compares_texts`.
     """
     compares_texts(task)
-    images = task_images(task, limit=limit)
+    images = task_images(task, sets, limit=limit)
     assert isinstance(images, Labelled)
     return images
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_med.commands.evaluate import add_cache, chosen_cache
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def add_parser(commands: Any) -> None:
         "compare",
         help=text,
         description=text
-        + ". A MODEL is a run, a model folder, hf-hub:OWNER/NAME, open_clip:NAME:WEIGHTS or a folder of scores "
-        "(NAME.scores.npz, as --out and clip-med probe write them); NAME=PATH names it. See docs/evaluation.md.",
+        + f". A MODEL is {MODEL}, or a folder of scores (NAME.scores.npz, as --out and clip-med probe write them); "
+        "NAME=PATH names it. See docs/evaluation.md.",
         epilog="example: clip-med compare runs/a runs/b --data eval/corpus --validation val --out comparison",
     )
     parser.add_argument("models", metavar="MODEL", nargs="+", help="two or more")

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import add_report, give
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med concepts runs/corpus --config eval/corpus --task ham10000 "
         "--train shards/corpus/train --modality dermoscopy",
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("--config", metavar="EVAL", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--task", metavar="NAME", required=True, help="a classification task of the evaluation")
     parser.add_argument("--train", metavar="SHARDS", required=True, help="labelled shards to fit the classifier on")
@@ -59,8 +60,8 @@ def _concepts(arguments: argparse.Namespace) -> int:
         )
     task = tasks[arguments.task]
     concepts = _texts(list(task.prompts.classes), arguments.knowledge, arguments.modality)
-    test = labelled(task, arguments.limit)
-    train = labelled(replace(task, shards=arguments.train), arguments.limit)
+    test = labelled(task, limit=arguments.limit)
+    train = labelled(replace(task, shards=arguments.train), limit=arguments.limit)
     folder = resolve_folder(arguments.model)
     with process_group(arguments.device) as chosen, ItemDisplay() as display:
         encoder = load_folder(folder).to(chosen)

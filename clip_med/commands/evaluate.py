@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import as_json
 
 
@@ -23,7 +24,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med eval runs/corpus --config configs/eval/corpus.yaml",
         allow_abbrev=False,
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
     parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")

@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
@@ -29,9 +30,7 @@ def add_parser(commands: Any) -> None:
         "--out, explanation.json and one PNG per image and finding are written. Not for clinical use.",
         epilog="example: clip-med explain runs/corpus --image chest.png --finding pneumothorax --out shown",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
-    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--image", metavar="FILE", type=Path, nargs="+", help="image files")
     source.add_argument("--data", metavar="SHARDS", help="folder, pattern or URL of a shard set")

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import as_json
 
 
@@ -20,9 +21,7 @@ def add_parser(commands: Any) -> None:
         epilog="example: clip-med export runs/first models/first. Adapters on the model that they were trained on: "
         "clip-med export models/base models/adapted --lora runs/lora",
     )
-    parser.add_argument(
-        "model", metavar="RUN", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
-    )
+    parser.add_argument("model", metavar="RUN", type=Path, help=MODEL)
     parser.add_argument("out", metavar="OUT", type=Path, help="a new folder")
     parser.add_argument(
         "--lora", metavar="DIR", type=Path, help="merge the adapters of this run or folder (lora.safetensors) into RUN"

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import add_report, give
 
 if TYPE_CHECKING:
@@ -25,13 +26,7 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--data", metavar="SHARDS", type=Path, required=True, help="folder with train, test, maybe val")
-    parser.add_argument(
-        "--model",
-        metavar="MODEL",
-        type=Path,
-        required=True,
-        help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS",
-    )
+    parser.add_argument("--model", metavar="MODEL", type=Path, required=True, help=MODEL)
     parser.add_argument("--dataset", metavar="NAME", help="only samples of this data set")
     parser.add_argument("--classes", metavar="LABEL", nargs="+", default=[], help="labels (default: all of train)")
     parser.add_argument("--multi-label", action="store_true", help="images may have any number of the labels")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def add_parser(commands: Any) -> None:
         "RUN/eval/NAME.robustness.json.",
         epilog="example: clip-med robustness runs/corpus --config eval/corpus --levels 1 3 5 --by modality --limit 200",
     )
-    parser.add_argument("model", metavar="MODEL", type=Path, help="a run, a model folder or open_clip:NAME:WEIGHTS")
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("--config", metavar="EVAL", type=Path, required=True, help="a YAML file or a shipped name")
     parser.add_argument(
         "--corruption", metavar="KIND", nargs="*", help="noise, blur, contrast, jpeg, rotation, crop, marker (all)"
@@ -99,12 +100,12 @@ def _regions(encoder: Any, evaluation: Any, arguments: argparse.Namespace, displ
 
     from zero_shot.config import ClassificationTask
     from zero_shot.regions import discover_regions
-    from zero_shot.task_images import labelled
+    from zero_shot.task_images import ShardSets, labelled
 
     tasks = [task for task in evaluation.tasks if isinstance(task, ClassificationTask)]
-    rows: list[dict[str, Any]] = []
+    sets, rows = ShardSets(), list[dict[str, Any]]()
     for number, task in enumerate(tasks, start=1):
-        images = labelled(task, arguments.limit)
+        images = labelled(task, sets, limit=arguments.limit)
         found = discover_regions(
             encoder, images, arguments.regions, batch_size=evaluation.batch_size, seed=arguments.seed
         )
@@ -146,7 +147,7 @@ def _plots(found: tuple[TaskRobustness, ...], directory: Path) -> None:
 def _tables(task: TaskRobustness) -> Iterator[tuple[str, Lines]]:
     from zero_shot.table import cell
 
-    yield f"{task.name}: {task.n:,} images", [["as they are", "top-1"], ["", cell(task.clean)]]
+    yield f"{task.name}: {task.n:,} images", [["images", "top-1"], ["as they are", cell(task.clean)]]
     if task.corrupted:
         levels = list(dict.fromkeys(one.level for one in task.corrupted))
         lines = [["corruption", *(f"level {level}" for level in levels), "change at the last [95 %]"]]

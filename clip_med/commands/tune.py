@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import as_json
 
 if TYPE_CHECKING:
@@ -31,9 +32,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--method", metavar="NAME", help="such as coop, biomedcoop, tip_adapter, linear_probe")
     parser.add_argument("--shots", metavar="K", type=int, default=16, help="images of each class; 0: all (%(default)s)")
     parser.add_argument("--data", metavar="SHARDS", type=Path, help="folder with train, test and perhaps val")
-    parser.add_argument(
-        "--model", metavar="MODEL", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
-    )
+    parser.add_argument("--model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("--dataset", metavar="NAME", help="only samples of this data set")
     parser.add_argument("--classes", metavar="LABEL", nargs="+", default=[], help="labels (default: all of train)")
     parser.add_argument(

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import add_report, as_json, give
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ def add_parser(commands: Any) -> None:
         description=text + ". QUESTIONS is a JSON list of {image, question, options, answer}, see docs/evaluation.md.",
         epilog="example: clip-med vqa runs/corpus questions.json --images-root images --json",
     )
-    parser.add_argument(
-        "model", metavar="MODEL", type=Path, help="a run, a model folder, hf-hub:OWNER/NAME or open_clip:NAME:WEIGHTS"
-    )
+    parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("questions", metavar="QUESTIONS", type=Path, help="a JSON file")
     parser.add_argument(
         "--images-root", metavar="DIR", type=Path, help="paths of images start here (default: where QUESTIONS lies)"
