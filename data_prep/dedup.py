@@ -18,7 +18,7 @@ from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
 from clip_med.data.volume import decode_volume, middle_slice
-from data_prep.duplicates import PLAIN, difference_hash, pixel_digest
+from data_prep.duplicates import PLAIN, check_distance, difference_hash, pixel_digest
 from data_prep.ordered import Ordered
 from data_prep.staying import StayingPictures, StayingRows
 
@@ -74,9 +74,17 @@ class Features:
     threshold: float
 
     def __post_init__(self) -> None:
-        """Refuse a threshold at which everything would go."""
-        if not 0 < self.threshold <= 1:
-            raise ValueError(f"threshold must be above 0 and at most 1, got {self.threshold}")
+        check_threshold(self.threshold)
+
+
+def check_threshold(cosine: float) -> None:
+    """Refuse a cosine at which everything would go.
+
+    Raises:
+        ValueError: it is not above 0 and at most 1.
+    """
+    if not 0 < cosine <= 1:
+        raise ValueError(f"the cosine of a duplicate must be above 0 and at most 1, got {cosine}")
 
 
 def find_duplicates(
@@ -103,6 +111,7 @@ def find_duplicates(
     Raises:
         ValueError: a damaged sample, by shard and key; a distance out of range.
     """
+    check_distance(distance)
     sets = [*against, shards]
     table = _read(sets, workers, on_progress)
     before = len(table.keys) - len(shards)
@@ -252,4 +261,4 @@ def write_without(
     return len(shards) - len(gone)
 
 
-__all__ = ["DedupReport", "Duplicate", "Features", "find_duplicates", "write_without"]
+__all__ = ["DedupReport", "Duplicate", "Features", "check_threshold", "find_duplicates", "write_without"]

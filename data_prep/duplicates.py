@@ -45,10 +45,9 @@ def near_pairs(hashes: UInt64[np.ndarray, "N 4"], distance: int) -> Int64[np.nda
     the pairs (first, other).
 
     Raises:
-        ValueError: `distance` is not between 0 and 31.
+        ValueError: see `check_distance`.
     """
-    if not 0 <= distance <= 31:
-        raise ValueError(f"distance must be between 0 and 31 of {BITS} bits, got {distance}")
+    check_distance(distance)
     compared = np.flatnonzero(np.bitwise_count(hashes).sum(1) >= PLAIN)
     unique, first, inverse = np.unique(hashes[compared], axis=0, return_index=True, return_inverse=True)
     leader = compared[first]
@@ -64,6 +63,16 @@ def near_pairs(hashes: UInt64[np.ndarray, "N 4"], distance: int) -> Int64[np.nda
         found.append(leader[pairs])
     pairs = np.sort(np.concatenate(found).reshape(-1, 2), axis=1)
     return np.unique(pairs, axis=0).astype(np.int64)
+
+
+def check_distance(distance: int) -> None:
+    """Refuse a distance at which bands are too narrow to tell anything apart.
+
+    Raises:
+        ValueError: it is not between 0 and 31.
+    """
+    if not 0 <= distance <= 31:
+        raise ValueError(f"distance must be between 0 and 31 of {BITS} bits, got {distance}")
 
 
 def _pairs_of_band(

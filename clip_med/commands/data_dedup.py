@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_med.commands.evaluate import add_cache, chosen_cache
+from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import print_values
 from clip_med.commands.progress import ItemDisplay
 
@@ -37,9 +38,7 @@ def add_dedup(actions: Any) -> None:
     parser.add_argument(
         "--distance", metavar="BITS", type=int, default=10, help="of 256 in which near duplicates differ; default 10"
     )
-    parser.add_argument(
-        "--model", metavar="MODEL", type=Path, help="also compare features of this run or model folder; needs --cosine"
-    )
+    parser.add_argument("--model", metavar="MODEL", type=Path, help=f"also compare features of {MODEL}; needs --cosine")
     parser.add_argument(
         "--cosine",
         metavar="C",
@@ -59,8 +58,7 @@ def _dedup(arguments: argparse.Namespace) -> int:
     from clip_med.data.shards import ShardSet
     from data_prep.dedup import find_duplicates, write_without
 
-    if (arguments.model is None) != (arguments.cosine is None):
-        raise ValueError("--model and --cosine belong together: what cosine says that two images are the same")
+    sources = _checked(arguments)
     shards = ShardSet.open(arguments.location)
     against = [ShardSet.open(location) for location in arguments.against]
     with ItemDisplay(quiet=arguments.json) as display:
@@ -81,8 +79,7 @@ def _dedup(arguments: argparse.Namespace) -> int:
         "shared groups": report.shared_groups,
     }
     if arguments.out is not None and not leaking:
-        dataset = json.loads((Path(arguments.location) / "dataset.json").read_text(encoding="utf-8"))
-        values["kept"] = write_without(shards, report, arguments.out, sources=dataset.get("sources", {}))
+        values["kept"] = write_without(shards, report, arguments.out, sources=sources)
     print_values(arguments, values)
     if leaking:
         print(
@@ -91,6 +88,26 @@ def _dedup(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if leaking else 0
+
+
+def _checked(arguments: argparse.Namespace) -> dict[str, dict[str, str]]:
+    """The sources that a copy states; what would fail after hours of reading and encoding fails here."""
+    from data_prep.dedup import check_threshold
+    from data_prep.duplicates import check_distance
+
+    check_distance(arguments.distance)
+    if (arguments.model is None) != (arguments.cosine is None):
+        raise ValueError("--model and --cosine belong together: what cosine says that two images are the same")
+    if arguments.cosine is not None:
+        check_threshold(arguments.cosine)
+    if arguments.out is None:
+        return {}
+    if (arguments.out / "dataset.json").exists():
+        raise ValueError(f"--out {arguments.out}: holds a complete shard set; choose another folder or remove it")
+    file = Path(arguments.location) / "dataset.json"
+    if not file.is_file():
+        raise ValueError(f"{arguments.location}: --out needs a folder with dataset.json, whose sources the copy states")
+    return json.loads(file.read_text(encoding="utf-8")).get("sources", {})
 
 
 def _features(arguments: argparse.Namespace, sets: list[ShardSet], display: ItemDisplay) -> Features:

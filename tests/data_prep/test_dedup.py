@@ -232,7 +232,7 @@ def test_features_are_compared_with_all_that_stays(tmp_path: Path, monkeypatch: 
     assert {each.kind for each in report.duplicates} == {"embedding"}
     for each in report.duplicates:
         assert each.cosine == pytest.approx(rows[int(each.key)] @ rows[int(each.of)], abs=1e-4)
-    with pytest.raises(ValueError, match="threshold"):
+    with pytest.raises(ValueError, match="must be above 0"):
         Features([rows], 0.0)
 
 
@@ -250,5 +250,15 @@ def test_a_model_finds_what_hashes_do_not(tmp_path: Path, capsys: pytest.Capture
     (line,) = [json.loads(text) for text in (tmp_path / "clean.removed.jsonl").read_text().splitlines()]
     assert (line["key"], line["of"], line["kind"]) == ("mirrored", "a", "embedding")
     assert 0.5 <= line["cosine"] < 1
-    assert main([*command[:3], "--model", str(tmp_path / "model")]) == 2
-    assert "--cosine" in capsys.readouterr().err
+    # What is wrong is said before anything is read: no model is there.
+    for words, message in (
+        (["--model", "none"], "--cosine"),
+        (["--model", "none", "--cosine", "0"], "the cosine of a duplicate must be above 0"),
+        (["--model", "none", "--cosine", "0.9", "--distance", "40"], "distance must be between 0 and 31"),
+        (["--model", "none", "--cosine", "0.9", "--out", str(tmp_path / "clean")], "holds a complete shard set"),
+    ):
+        assert main([*command[:3], *words]) == 2
+        assert message in capsys.readouterr().err
+    tar = next((tmp_path / "train").glob("*.tar"))
+    assert main([*command[:2], str(tar), "--out", str(tmp_path / "other")]) == 2
+    assert "--out needs a folder with dataset.json" in capsys.readouterr().err
