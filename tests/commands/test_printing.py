@@ -1,0 +1,21 @@
+"""What a command prints, and in which order."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+
+from clip_med.commands.printing import give
+
+
+@pytest.mark.parametrize("json", [True, False])
+def test_a_page_that_cannot_be_written_does_not_cost_the_numbers(
+    json: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = Namespace(report=tmp_path / "file/page.html", json=json)
+    with pytest.raises(OSError, match="file"):
+        give(arguments, {"value": 0.25}, [("a table", [["value"], ["0.25"]])], title="x", models={})
+    assert "0.25" in capsys.readouterr().out
