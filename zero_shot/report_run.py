@@ -40,6 +40,7 @@ def what_was_run(
         timed: False leaves the time out, so that equal commands give equal bytes.
     """
     from clip_med.models.open_clip_names import is_named, weights_of
+    from clip_med.models.weights import PICKLED_NAME
     from clip_med.training.run_folder import environment
 
     around = environment()
@@ -48,7 +49,7 @@ def what_was_run(
     ]
     for name, folder in models.items():
         found.append((name, str(folder)))
-        kept = sorted([*folder.glob("*.safetensors"), *folder.glob(f"*{SUFFIX}")])
+        kept = sorted([*folder.glob("*.safetensors"), *folder.glob(PICKLED_NAME), *folder.glob(f"*{SUFFIX}")])
         files = [weights_of(folder)] if is_named(folder) else kept
         found += [(f"SHA-256 of {path.name}", sha256_of(path)) for path in files]
     for location in dict.fromkeys(task.shards for config in configs for task in config.tasks):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, Final
 
@@ -48,7 +49,8 @@ def open_clip_encoder(config: OpenClipModel) -> DualEncoder:
     """The dual encoder of an architecture of open_clip.
 
     Raises:
-        ValueError: an unknown architecture (naming the nearest), unknown weights, or weights of the other activation.
+        ValueError: an unknown architecture (naming the nearest), unknown weights, damaged ones or those of another
+            architecture, or weights of the other activation.
     """
     import open_clip
 
@@ -65,19 +67,35 @@ def open_clip_encoder(config: OpenClipModel) -> DualEncoder:
         model_cfg["quick_gelu"] = True
     if config.pretrained is not None:
         _check_pretrained(config.name, config.pretrained, quick_gelu=model_cfg.get("quick_gelu", False))
-    clip: Any = open_clip.create_model(
-        config.name,
-        pretrained=config.pretrained,
-        pretrained_text=config.pretrained is None,
-        force_image_size=config.image_size,
-        force_context_length=config.context_length,
-        force_quick_gelu=config.force_quick_gelu,
-    )
+    clip = _created(config)
     if hasattr(clip.visual, "trunk"):
         check_image_size(clip.visual.trunk, config.name, model_cfg["vision_cfg"]["image_size"])
     preprocess = overridden(Preprocess.from_open_clip(clip.visual.preprocess_cfg), config)
     tokenizer = open_clip.get_tokenizer(config.name, context_length=config.context_length)
     return DualEncoder(clip, model_cfg, preprocess, tokenizer)
+
+
+def _created(config: OpenClipModel) -> Any:
+    import open_clip
+    from safetensors import SafetensorError
+
+    try:
+        return open_clip.create_model(
+            config.name,
+            pretrained=config.pretrained,
+            pretrained_text=config.pretrained is None,
+            force_image_size=config.image_size,
+            force_context_length=config.context_length,
+            force_quick_gelu=config.force_quick_gelu,
+        )
+    except (RuntimeError, pickle.UnpicklingError, SafetensorError) as error:
+        if config.pretrained is None:
+            raise
+        # torch names every weight that is missing, in lines.
+        found = " ".join(str(error).split())
+        raise ValueError(
+            f"model pretrained {config.pretrained!r} cannot be read into {config.name}: {found:.500}"
+        ) from error
 
 
 def _check_pretrained(name: str, pretrained: str, *, quick_gelu: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import torch
@@ -56,8 +57,9 @@ def _read_weights(file: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise ValueError(f"{file}: damaged, or no safetensors file: {error}") from error
     try:
-        # Reads tensors and plain values; whatever else a pickle asks for is refused, not run.
-        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        # Reads tensors and plain values; whatever else a pickle asks for is refused, not run. What torch wrote before
+        # 1.6 is no archive that could be mapped.
+        weights = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ValueError(f"{file}: damaged, or more than weights, which is not read: {error}") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):

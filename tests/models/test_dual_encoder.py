@@ -336,6 +336,11 @@ def test_of_pickled_weights_only_weights_are_read(encoder_of: Callable[[str], Du
         with pytest.raises(ValueError, match=message):
             load_folder(folder)
     assert not made.exists()
+    # As torch wrote it before 1.6.
+    torch.save(encoder.clip.state_dict(), file, _use_new_zipfile_serialization=False)
+    own = encoder.clip.state_dict()
+    assert all(value.equal(own[name]) for name, value in load_folder(folder).clip.state_dict().items())
+    torch.save(own, file)
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match=r"model\.bin: damaged"):
         load_folder(folder)
@@ -345,6 +350,7 @@ def test_open_clip_models_are_taken_by_name_and_weights(
     encoder_of: Callable[[str], DualEncoder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import open_clip
+    from safetensors.torch import save_file
 
     encoder = encoder_of("vit").eval()
     save_folder(encoder, tmp_path / "saved")
@@ -359,6 +365,9 @@ def test_open_clip_models_are_taken_by_name_and_weights(
             again.encode_text(again.tokenize(TEXTS)), encoder.encode_text(encoder.tokenize(TEXTS))
         )
     assert weights_of(path) == weights
+    other, damaged = tmp_path / "other.safetensors", tmp_path / "damaged.safetensors"
+    save_file({"visual.other": torch.zeros(1)}, other)
+    damaged.write_bytes(b"nothing")
     # A tag brings the activation that its weights were trained with.
     assert named(Path("open_clip:ViT-B-32:openai")).force_quick_gelu
     assert not named(Path("open_clip:ViT-B-32:laion2b_s34b_b79k")).force_quick_gelu
@@ -366,6 +375,11 @@ def test_open_clip_models_are_taken_by_name_and_weights(
         ("open_clip:tiny", "expected open_clip:NAME:WEIGHTS"),
         ("open_clip:tniy:x", "did you mean 'tiny'"),
         ("open_clip:tiny:none.pt", "'none.pt' is neither a file nor weights of tiny"),
+        (
+            f"open_clip:tiny:{other}",
+            r"other\.safetensors' cannot be read into tiny: .*Missing key.*positional_embedding",
+        ),
+        (f"open_clip:tiny:{damaged}", r"damaged\.safetensors' cannot be read into tiny"),
     ):
         with pytest.raises(ValueError, match=message):
             load_folder(resolve_folder(Path(wrong)))

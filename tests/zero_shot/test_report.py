@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -18,6 +19,7 @@ from tests.labelled_shards import CLASS_OF, CLASSES, Answering, class_in, perfec
 from zero_shot.config import ClassificationTask, EvalConfig, RetrievalTask
 from zero_shot.evaluation import Evaluation
 from zero_shot.report import write_report
+from zero_shot.report_run import what_was_run
 from zero_shot.suite import evaluate
 
 SCRIPT = "<script>alert(1)</script>"
@@ -100,6 +102,14 @@ def test_equal_input_gives_equal_bytes(hostile: Evaluation, tmp_path: Path) -> N
         write_report(tmp_path / name, title="t", metrics=METRICS, evaluation=hostile)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert [path.name for path in tmp_path.iterdir() if ".tmp" in path.name] == []
+
+
+def test_weights_of_every_kind_have_a_digest(tmp_path: Path) -> None:
+    for name in ("open_clip_pytorch_model.bin", "facets.safetensors"):
+        (tmp_path / name).write_bytes(name.encode())
+    found = dict(what_was_run({"model": tmp_path}, [], settings=[]).facts)
+    for name in ("open_clip_pytorch_model.bin", "facets.safetensors"):
+        assert found[f"SHA-256 of {name}"] == hashlib.sha256(name.encode()).hexdigest()
 
 
 def test_without_metrics_there_are_no_curves(tmp_path: Path) -> None:
