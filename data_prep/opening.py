@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from types import TracebackType
 from typing import Protocol
 
 from clip_med.data.images import ImageError
@@ -23,23 +22,15 @@ class Results(Protocol):
         ...
 
 
-class Opener:
-    """Turns tasks into samples or rejections; a context manager that owns its processes.
+class Opener(Ordered[Task, Sample | Rejection]):
+    """Turns tasks into samples or rejections.
 
     Args:
         workers: processes; 0 works in this one. The results are the same.
     """
 
     def __init__(self, source: Source, *, workers: int) -> None:
-        self._ordered = Ordered(partial(open_task, source), workers=workers)
-
-    def __enter__(self) -> Opener:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ordered.__exit__(kind, error, trace)
+        super().__init__(partial(open_task, source), workers=workers)
 
     def open(self, tasks: Iterable[Task]) -> Iterator[Sample | Rejection]:
         """One result per task, in order.
@@ -47,7 +38,7 @@ class Opener:
         Raises:
             OSError: a worker process died.
         """
-        return self._ordered.map(tasks)
+        return self.map(tasks)
 
 
 def open_task(source: Source, task: Task) -> Sample | Rejection:

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from types import TracebackType
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, Self, TypeVar
 
 from clip_med.data.signals import ignore_signals, signals_held_back
 
@@ -49,7 +49,7 @@ class Ordered(Generic[Item, Result]):
                 else None
             )
 
-    def __enter__(self) -> Ordered[Item, Result]:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

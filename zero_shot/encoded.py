@@ -55,9 +55,9 @@ class Encoded:
                 on_progress=step,
             )
             self.read += len(new) - (self.encoded - before)
+            kept.features = np.concatenate((kept.features, rows)) if kept.row else rows
             kept.row |= {index: row for row, index in enumerate(new, start=len(kept.row))}
-            kept.parts.append(rows)
-        return np.concatenate(kept.parts)[[kept.row[index] for index in images.indices]]
+        return kept.features[[kept.row[index] for index in images.indices]]
 
     def step(self, name: str) -> Callable[[int, int], None]:
         """Counts images as they are encoded, and tells of them."""
@@ -75,10 +75,10 @@ class Encoded:
 
 @dataclass
 class _Kept:
-    """Features of one shard set: where each sample's row is in all parts together."""
+    """Features of one shard set, and the row of each sample in them."""
 
     row: dict[int, int] = field(default_factory=dict)
-    parts: list[Float32[np.ndarray, "N D"]] = field(default_factory=list)
+    features: Float32[np.ndarray, "N D"] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 __all__ = ["Encoded", "Progress"]
