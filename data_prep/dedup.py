@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64, Shaped, UInt8, UInt64
+from jaxtyping import Float32
 
-from clip_med.data.images import decode_image
-from clip_med.data.sample import VOLUME_SUFFIX, Sample
 from clip_med.data.shard_index import write_atomically
 from clip_med.data.shard_writer import ShardWriter
 from clip_med.data.shards import ShardSet
-from clip_med.data.volume import decode_volume, middle_slice
-from data_prep.duplicates import PLAIN, check_distance, difference_hash, pixel_digest
-from data_prep.ordered import Ordered
+from data_prep.duplicates import PLAIN, check_distance
+from data_prep.fingerprints import Fingerprints, read_fingerprints
 from data_prep.staying import StayingPictures, StayingRows
 
 
@@ -113,7 +109,7 @@ def find_duplicates(
     """
     check_distance(distance)
     sets = [*against, shards]
-    table = _read(sets, workers, on_progress)
+    table = read_fingerprints(sets, workers=workers, on_progress=on_progress)
     before = len(table.keys) - len(shards)
     if features is not None:
         assert [len(each) for each in features.rows] == [len(each) for each in sets]
@@ -141,7 +137,7 @@ class _Search:
     """What each sample repeats of those that stay, asked in their order; the first `before` stay always."""
 
     def __init__(
-        self, table: _Table, before: int, *, distance: int, drop_groups: bool, features: Features | None
+        self, table: Fingerprints, before: int, *, distance: int, drop_groups: bool, features: Features | None
     ) -> None:
         self._table, self._before = table, before
         self._pictures = StayingPictures(table.digests, table.hashes, distance)
@@ -180,62 +176,6 @@ class _Search:
             return None
         # "near" comes after "exact": a study is exact only if all of it is.
         return max(found)[0], found[0][1]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Samples of all sets in order, and their pictures: those of sample i are first[i] to first[i + 1]."""
-
-    keys: list[str]
-    groups: list[str]
-    first: list[int]
-    owners: Int64[np.ndarray, " P"]
-    digests: list[bytes]
-    hashes: UInt64[np.ndarray, "P 4"]
-
-    def pictures(self, place: int) -> range:
-        """Numbers of the pictures of a sample."""
-        return range(self.first[place], self.first[place + 1])
-
-
-def _read(sets: Sequence[ShardSet], workers: int, on_progress: Callable[[int, int], None] | None) -> _Table:
-    total = sum(len(each) for each in sets)
-    keys: list[str] = []
-    groups: list[str] = []
-    first, digests = [0], list[bytes]()
-    hashes = bytearray()
-    places = ((number, index) for number, each in enumerate(sets) for index in range(len(each)))
-    with Ordered(partial(_seen, sets), workers=workers) as ordered:
-        for key, group, pictures in ordered.map(places):
-            for digest, bits in pictures:
-                digests.append(digest)
-                hashes += bits
-            first.append(len(digests))
-            keys.append(key)
-            groups.append(group)
-            if on_progress is not None:
-                on_progress(len(keys), total)
-    owners = np.repeat(np.arange(total), np.diff(first))
-    return _Table(keys, groups, first, owners, digests, np.frombuffer(hashes, np.uint64).reshape(-1, 4))
-
-
-def _seen(sets: Sequence[ShardSet], place: tuple[int, int]) -> tuple[str, str, list[tuple[bytes, bytes]]]:
-    """Key and group of a sample, and digest and hash of each of its pictures."""
-    each, index = sets[place[0]], place[1]
-    sample = each.read(index)
-    pictures = _pictures(sample, f"{each.tar(index)}: {sample.key}")
-    return sample.key, sample.group, [(pixel_digest(a), difference_hash(b).tobytes()) for a, b in pictures]
-
-
-def _pictures(sample: Sample, source: str) -> Iterator[tuple[Shaped[np.ndarray, "..."], UInt8[np.ndarray, "H W C"]]]:
-    """What is compared exactly and what nearly: pixels twice, or a volume and its middle slice."""
-    if sample.image_suffix == VOLUME_SUFFIX:
-        volume = decode_volume(sample.image, source=source)
-        yield volume, middle_slice(volume)
-        return
-    for _, image in sample.images:
-        pixels = decode_image(image, source=source)
-        yield pixels, pixels
 
 
 def write_without(
