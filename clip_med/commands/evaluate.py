@@ -6,10 +6,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_med.commands.model_argument import MODEL
 from clip_med.commands.printing import as_json
+
+if TYPE_CHECKING:
+    from zero_shot.evaluation import Evaluation
 
 
 def add_parser(commands: Any) -> None:
@@ -93,7 +96,6 @@ def evaluate_folder(
     from clip_med.config import config_hash
     from clip_med.data.shard_index import write_atomically
     from clip_med.distributed import place, process_group
-    from clip_med.models.feature_cache import kept_files
     from clip_med.models.folder import load_folder, resolve_folder
     from clip_med.training.metrics_log import read_metrics
     from zero_shot.report import write_report
@@ -116,11 +118,7 @@ def evaluate_folder(
     if is_run:
         (model / "eval").mkdir(exist_ok=True)
         write_atomically(model / "eval" / f"{name}.json", as_json(document, indent=1) + "\n")
-    came = f"{evaluation.encoded:,} encoded on {chosen}"
-    if cache is not None:
-        came += f", {evaluation.read:,} read from {cache}"
-        files, size = kept_files(cache)
-        print(f"image features: {came}, which holds {files} files, {size / 1e6:.1f} MB", file=sys.stderr)
+    came = _came(evaluation, str(chosen), cache)
     if target is not None:
         metrics = read_metrics(model / "metrics.jsonl") if is_run else []
         write_report(
@@ -135,6 +133,18 @@ def evaluate_folder(
         )
         print(f"report: {target}", file=sys.stderr)
     return document, evaluation
+
+
+def _came(evaluation: Evaluation, device: str, cache: Path | None) -> str:
+    """How many image features were encoded and how many read; with a cache it is said on stderr too."""
+    from clip_med.models.feature_cache import kept_files
+
+    came = f"{evaluation.encoded:,} encoded on {device}"
+    if cache is not None:
+        came += f", {evaluation.read:,} read from {cache}"
+        files, size = kept_files(cache)
+        print(f"image features: {came}, which holds {files} files, {size / 1e6:.1f} MB", file=sys.stderr)
+    return came
 
 
 def _is_run(model: Path) -> bool:
