@@ -4,9 +4,9 @@ python -m benchmarks.knowledge [--quick] [--json FILE] [--seeds N] [--samples N]
     [--weights FILE]
 
 Every side trains with the same towers, images, number of samples, optimiser and seeds; captions, positives, mixture,
-batches, loss, facets and queries are those of its configuration. With seed s, class s (in alphabetical order, round
-again) of each of the six labelled sources is left out of training: name, images, and its place among the classes of
-facets and queries. Measured on all test images, among all classes of their source:
+batches, loss, facets, queries and prototypes are those of its configuration. With seed s, class s (in alphabetical
+order, round again) of each of the six labelled sources is left out of training: name, images, and its place among the
+classes of facets, queries and prototypes. Measured on all test images, among all classes of their source:
 
 - seen: top-1 of images whose class was trained on;
 - held out: top-1 of images whose class was not (recognised by what the prompts say of it);
