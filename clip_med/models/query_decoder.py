@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+# Since queries are multiplied by sqrt(Q): a decoder that was trained without answers otherwise.
+_VERSION: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +94,17 @@ class QueryDecoder(nn.Module):
     def describe(self) -> dict[str, Any]:
         """What `described` needs besides the tensors, as plain values for JSON."""
         classes = [{**asdict(one), "texts": list(one.texts), "weights": list(one.weights)} for one in self.classes]
-        return {"classes": classes, "shape": asdict(self.shape)}
+        return {"version": _VERSION, "classes": classes, "shape": asdict(self.shape)}
 
     @classmethod
     def described(cls, document: Mapping[str, Any]) -> QueryDecoder:
         """A decoder of that description, whose tensors are still to be read.
 
         Raises:
-            KeyError, TypeError: no such description.
+            KeyError, TypeError: no such description, or one of another version.
         """
+        if document["version"] != _VERSION:
+            raise TypeError(f"version {document['version']}, expected {_VERSION}")
         classes = [
             QueryClass(label=one["label"], texts=tuple(one["texts"]), weights=tuple(one["weights"]))
             for one in document["classes"]

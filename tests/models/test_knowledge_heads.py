@@ -72,12 +72,14 @@ def test_a_folder_without_heads_and_one_with_others(folder: Path, tmp_path: Path
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path) -> None:
     description = (folder / DESCRIPTION_NAME).read_text()
-    other = json.loads(description)
+    other, older = json.loads(description), json.loads(description)
     other["queries"]["shape"]["width"] = 16
+    del older["queries"]["version"]  # as before queries had the length sqrt(Q)
     for text, tensors, match in (
         ("{", (folder / TENSORS_NAME).read_bytes(), "knowledge.json: damaged"),
         ("[]", b"", "expected a JSON object"),
         ('{"queries": {}}', b"", "knowledge.json: damaged, or of another version"),
+        (json.dumps(older), b"", "of another version: KeyError\\('version'\\)"),
         (description, b"no tensors", "knowledge.safetensors: missing, damaged"),
         (json.dumps(other), (folder / TENSORS_NAME).read_bytes(), "of another shape: \\['queries/answer.weight'"),
     ):
