@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from clip_med.commands.model_argument import MODEL
-from clip_med.commands.printing import as_json
+from clip_med.commands.printing import as_json, page_file
 
 if TYPE_CHECKING:
     from zero_shot.evaluation import Evaluation
@@ -29,7 +29,9 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", type=Path, help=MODEL)
     parser.add_argument("--config", metavar="CONFIG", type=Path, required=True, help="a YAML file or a shipped name")
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the HTML report here (default: in the run)")
+    parser.add_argument(
+        "--report", metavar="FILE", type=page_file, help="write the HTML report here (default: in the run)"
+    )
     parser.add_argument("--no-images", action="store_true", help="leave all images out of the report")
     parser.add_argument(
         "--scores",

@@ -26,8 +26,20 @@ def as_json(value: Any, *, indent: int | None = None) -> str:
 
 def add_report(parser: argparse.ArgumentParser) -> None:
     """Add `--report` and `--json` of an evaluator, for `give`."""
-    parser.add_argument("--report", metavar="FILE", type=Path, help="write the tables as one HTML page here as well")
+    parser.add_argument("--report", metavar="FILE", type=page_file, help="write the tables as one HTML page here too")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def page_file(text: str) -> Path:
+    """The path of a page that is written at the end of long work, for `type` of an argument.
+
+    Raises:
+        argparse.ArgumentTypeError: it is a folder.
+    """
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, expected a file")
+    return path
 
 
 def give(
@@ -80,4 +92,4 @@ def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
             print(f"{name}: {value:,}" if isinstance(value, int) else f"{name}: {value}")
 
 
-__all__ = ["add_report", "as_json", "give", "print_values"]
+__all__ = ["add_report", "as_json", "give", "page_file", "print_values"]

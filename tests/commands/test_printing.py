@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import pytest
 
-from clip_med.commands.printing import give
+from clip_med.commands.printing import add_report, give
 
 
 @pytest.mark.parametrize("json", [True, False])
@@ -19,3 +19,14 @@ def test_a_page_that_cannot_be_written_does_not_cost_the_numbers(
     with pytest.raises(OSError, match="file"):
         give(arguments, {"value": 0.25}, [("a table", [["value"], ["0.25"]])], title="x", models={})
     assert "0.25" in capsys.readouterr().out
+
+
+def test_a_folder_is_no_page_and_that_is_said_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parser = ArgumentParser()
+    add_report(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--report", str(tmp_path)])
+    assert f"argument --report: {tmp_path} is a folder, expected a file" in capsys.readouterr().err
+    assert parser.parse_args(["--report", str(tmp_path / "a/b.html")]).report == tmp_path / "a/b.html"
