@@ -57,19 +57,19 @@ def give(
     Args:
         title: of the page; models, configs: what was evaluated, see `zero_shot.report_run.what_was_run`.
     """
-    # Printed first, so that a page that cannot be written does not cost the numbers.
-    if arguments.json:
-        print(as_json(document), flush=True)
-    else:
-        from zero_shot.table import text
+    from zero_shot.table import text
 
-        print(text(tables, remarks), flush=True)
-    if arguments.report is not None:
-        from zero_shot.report_run import what_was_run
-        from zero_shot.report_tables import write_tables
+    try:
+        # First, so that a page that cannot be written does not cost the numbers.
+        print(as_json(document) if arguments.json else text(tables, remarks), flush=True)
+    finally:
+        # Also where the reader of the numbers has left (`| head`).
+        if arguments.report is not None:
+            from zero_shot.report_run import what_was_run
+            from zero_shot.report_tables import write_tables
 
-        write_tables(arguments.report, title, tables, remarks, what_was_run(models, configs, settings=[]))
-        print(f"report: {arguments.report}", file=sys.stderr)
+            write_tables(arguments.report, title, tables, remarks, what_was_run(models, configs, settings=[]))
+            print(f"report: {arguments.report}", file=sys.stderr)
 
 
 def print_values(arguments: argparse.Namespace, values: dict[str, Any]) -> None:
