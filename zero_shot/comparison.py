@@ -129,17 +129,6 @@ def compare_scores(
     values = {
         task: {name: _value(scores, metric, seed) for name, scores in own.items()} for task, own in aligned.items()
     }
-    found = [
-        (task, a, b, _difference(own[a], own[b], metric, seed), _mcnemar(own[a], own[b], metric))
-        for task, own in aligned.items()
-        for a, b in combinations(models, 2)
-    ]
-    adjusted = holm([difference.p for *_, difference, _ in found])
-    means = [
-        (a, b, _mean_difference([(own[a], own[b]) for own in aligned.values()], metric, seed))
-        for a, b in combinations(models, 2)
-    ]
-    mean_adjusted = holm([difference.p for *_, difference in means])
     matrix = np.array([[result.value for result in own.values()] for own in values.values()])
     # Where a metric is undefined for one model it is so for all, since that depends on the truth alone.
     defined = ~np.isnan(matrix).any(axis=1)
@@ -151,18 +140,39 @@ def compare_scores(
         level=level,
         models=tuple(models),
         values=values,
-        pairs=tuple(
-            _pair(task, a, b, difference, p, level, test)
-            for (task, a, b, difference, test), p in zip(found, adjusted, strict=True)
-        ),
-        overall=tuple(
-            _pair(OVERALL, a, b, difference, p, level, None)
-            for (a, b, difference), p in zip(means, mean_adjusted, strict=True)
-        ),
+        pairs=_by_task(aligned, metric, level, seed),
+        overall=_over_all(aligned, metric, level, seed),
         ranks=dict(zip(models, ranks.mean(axis=0).tolist(), strict=True)),
         critical=critical_difference(len(models), len(ranks), level=level) if len(ranks) > 1 else None,
         friedman=friedman_p(ranks, seed=seed) if len(ranks) > 1 else None,
         left_out=left_out,
+    )
+
+
+def _by_task(aligned: Mapping[str, Mapping[str, Scores]], metric: Metric, level: float, seed: int) -> tuple[Pair, ...]:
+    """Every pair of models on every task, p adjusted over all of them."""
+    found = [
+        (task, a, b, _difference(own[a], own[b], metric, seed), _mcnemar(own[a], own[b], metric))
+        for task, own in aligned.items()
+        for a, b in combinations(own, 2)
+    ]
+    adjusted = holm([difference.p for *_, difference, _ in found])
+    return tuple(
+        _pair(task, a, b, difference, p, level, test)
+        for (task, a, b, difference, test), p in zip(found, adjusted, strict=True)
+    )
+
+
+def _over_all(aligned: Mapping[str, Mapping[str, Scores]], metric: Metric, level: float, seed: int) -> tuple[Pair, ...]:
+    """Every pair of models on the mean over tasks, p adjusted over the pairs."""
+    models = next(iter(aligned.values()))
+    means = [
+        (a, b, _mean_difference([(own[a], own[b]) for own in aligned.values()], metric, seed))
+        for a, b in combinations(models, 2)
+    ]
+    adjusted = holm([difference.p for *_, difference in means])
+    return tuple(
+        _pair(OVERALL, a, b, difference, p, level, None) for (a, b, difference), p in zip(means, adjusted, strict=True)
     )
 
 
