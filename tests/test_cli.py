@@ -83,6 +83,12 @@ def table(tmp_path: Path) -> Path:
     return path
 
 
+def test_an_empty_source_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    assert main(["data", "folder", str(tmp_path / "images"), "--out", str(tmp_path / "out")]) == 1
+    assert "warning: nothing that this command reads was found" in capsys.readouterr().err
+
+
 def test_table_to_shards_and_a_contact_sheet(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["data", "table", str(table), "--images-root", str(tmp_path / "images"), "--out", str(tmp_path / "out")]
     command += ["--split-column", "when", "--label-separator", ";", "--modality", "CT"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,8 @@ def _deidentify(arguments: argparse.Namespace) -> int:
         reasons[rejection.reason] = reasons.get(rejection.reason, 0) + 1
     read = written + len(refused)
     print_values(arguments, {"read": read, "written": written, "refused": reasons, "list": str(listing)})
+    if not read:
+        print(f"warning: {arguments.root} holds no file", file=sys.stderr)
     return 0 if written else 1
 
 

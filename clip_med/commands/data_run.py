@@ -170,6 +170,7 @@ def _print_report(report: WriteReport, arguments: argparse.Namespace) -> int:
     values: dict[str, Any] = {**vars(report), "kept_splits": list(report.kept_splits), "secret": str(report.secret)}
     print_values(arguments, values)
     warnings = {
+        "nothing that this command reads was found in the source: no row, so no shard": not report.rows,
         f"{report.rejected} rows are in no shard; {arguments.out / REJECTED_FILE} says why": report.rejected,
         f"{report.groups_in_several_splits} groups are in several splits": report.groups_in_several_splits,
         f"{report.blackened} samples have text that was painted over": report.blackened,

@@ -108,6 +108,8 @@ def evaluate_folder(
     folder = resolve_folder(model)
     is_run = _is_run(model)
     target = report or (model / "report.html" if is_run else None)
+    if is_run:
+        _check_writable(model, folder)
     similarity = None
     with process_group(device) as chosen, ItemDisplay() as display:  # type: ignore[arg-type]
         encoder = load_folder(folder).to(chosen)
@@ -147,6 +149,17 @@ def _came(evaluation: Evaluation, device: str, cache: Path | None) -> str:
         files, size = kept_files(cache)
         print(f"image features: {came}, which holds {files} files, {size / 1e6:.1f} MB", file=sys.stderr)
     return came
+
+
+def _check_writable(run: Path, folder: Path) -> None:
+    """Before the evaluation, whose results would be lost.
+
+    Raises:
+        ValueError: the run is another's, say; its model alone can be evaluated.
+    """
+    kept = run / "eval"
+    if not os.access(kept if kept.exists() else run, os.W_OK):
+        raise ValueError(f"{run}: cannot be written, and results of a run are kept in it; give its model, {folder}")
 
 
 def _is_run(model: Path) -> bool:

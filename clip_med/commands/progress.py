@@ -91,6 +91,7 @@ class ItemDisplay:
         )
         self._tasks: dict[str, TaskID] = {}
         self._began: dict[str, tuple[float, int]] = {}
+        self._done: dict[str, int] = {}
 
     def __enter__(self) -> ItemDisplay:
         self._bar.start()
@@ -106,8 +107,10 @@ class ItemDisplay:
         now = time.monotonic()
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total, rate="")
-            # What an earlier run has done comes at once and says nothing of the rate.
+        if name not in self._done or done < self._done[name]:
+            # What an earlier run has done comes at once and says nothing of the rate; a smaller number begins anew.
             self._began[name] = (now, done)
+        self._done[name] = done
         seconds, count = now - self._began[name][0], done - self._began[name][1]
         rate = count / seconds if seconds > 0 else 0.0
         self._bar.update(self._tasks[name], completed=done, total=total, rate=f"{rate:,.0f}/s")

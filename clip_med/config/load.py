@@ -52,6 +52,7 @@ def apply_overrides(cls: type[T], config: T, overrides: Sequence[str]) -> T:
         args=list(overrides),
         default=config,
         prog="overrides",
+        add_help=False,  # tyro would point to `overrides --help`, a program that there is not
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
     return validate(cls, to_plain(changed))

@@ -106,6 +106,8 @@ class ShardSet:
         try:
             shards = read_dataset((folder / "dataset.json").read_bytes(), str(folder))
         except FileNotFoundError as error:
+            if splits := sorted(str(found.parent) for found in folder.glob("*/dataset.json")):
+                raise ShardError(f"{folder}: no shard set but a folder of some: give {' or '.join(splits)}") from error
             raise ShardError(
                 f"{folder}: no dataset.json: an interrupted write, or tars written by others; if they are whole, {mend}"
             ) from error

@@ -107,6 +107,8 @@ class TaskData:
         file = Path(self.task.descriptions)
         try:
             found: Any = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{file}: no such file of descriptions") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{file}: descriptions must be a JSON object of lists of sentences: {error}") from error
         if not isinstance(found, dict):
@@ -173,7 +175,10 @@ class TaskData:
 
 
 def _finding(name: str) -> Finding:
-    found = load_base().find(name)
+    try:
+        found = load_base().find(name)
+    except ValueError as error:
+        raise ValueError(f"class {name!r}: {error}; or give descriptions as a JSON file") from None
     if len(found) != 1:
         ids = ", ".join(finding.id for finding in found)
         raise ValueError(f"class {name!r} stands for several findings ({ids}): give descriptions as a JSON file")

@@ -190,7 +190,7 @@ class TrainConfig:
         """Whole batches in the run.
 
         Raises:
-            ValueError: the run is shorter than one batch.
+            ValueError: the run is shorter than one batch, or no longer than its warm-up.
 
         Example:
             >>> TrainConfig(epochs=2.0, batch_size=128).total_steps(samples_per_epoch=1000)
@@ -199,7 +199,11 @@ class TrainConfig:
         samples = self.samples if self.samples is not None else int((self.epochs or 0.0) * samples_per_epoch)
         if samples < self.batch_size:
             raise ValueError(f"{samples} samples are less than one batch of {self.batch_size}")
-        return samples // self.batch_size
+        steps, warmup = samples // self.batch_size, self.schedule.warmup_samples
+        samples = steps * self.batch_size
+        if warmup >= samples:
+            raise ValueError(f"train.schedule.warmup_samples {warmup} must be below the {samples} samples of training")
+        return steps
 
 
 __all__ = ["DDPConfig", "EmaConfig", "FSDPConfig", "OptimConfig", "ParallelConfig", "ScheduleConfig", "TrainConfig"]

@@ -194,6 +194,15 @@ def test_refusals_are_one_line(trained: Path, tmp_path: Path, capsys: pytest.Cap
     assert "--batch-size" in capsys.readouterr().err
 
 
+def test_a_run_that_cannot_be_written_is_refused_before_it_is_evaluated(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("clip_med.commands.evaluate.os.access", lambda *_: False)
+    assert main(["eval", str(trained / "run"), "--config", str(trained / "small.yaml"), "--device", "cpu"]) == 2
+    model = trained / "run/checkpoints/step_00000003/model"
+    assert f"cannot be written, and results of a run are kept in it; give its model, {model}" in capsys.readouterr().err
+
+
 def test_help_reads_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("eval", "export", "pretrain", "config"):
         with pytest.raises(SystemExit) as stop:

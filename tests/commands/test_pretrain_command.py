@@ -95,6 +95,10 @@ def test_refusals_are_one_line(config: Path, tmp_path: Path, capsys: pytest.Capt
         (text.replace("batch_size:", "batchsize:"), "train.batchsize: unknown key; did you mean 'batch_size'?"),
         (text.replace("kind: vit", "kind: vitt"), "did you mean 'vit'?"),
         (text.replace("batch_size: 8", "batch_size: -8"), "train.batch_size = -8"),
+        (
+            text.replace("warmup_samples: 16", "warmup_samples: 48"),
+            "train.schedule.warmup_samples 48 must be below the 48",
+        ),
         (text.replace(str(tmp_path / "shards"), "nowhere"), "nowhere: no such directory of shards"),
     ):
         assert changed != text
@@ -126,7 +130,9 @@ def test_refusals_are_one_line(config: Path, tmp_path: Path, capsys: pytest.Capt
     with pytest.raises(SystemExit) as stop:
         main(["pretrain", str(config), "--run", run, "--train.sede", "1"])
     assert stop.value.code == 2
-    assert "--train.seed" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--train.seed" in error
+    assert "overrides" not in error  # the name that tyro is given is no program
     assert not Path(run).exists()
 
 

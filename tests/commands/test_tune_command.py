@@ -222,6 +222,7 @@ def test_nothing_is_chosen_on_test_images(root: Path, kind: str, monkeypatch: py
             ["--method", "coop", "--shots", "1", "--descriptions", "{root}/grid.yaml"],
             "descriptions must be a JSON object",
         ),
+        (["--method", "coop", "--shots", "1", "--descriptions", "no.json"], "no.json: no such file of descriptions"),
     ],
 )
 def test_wrong_input_is_named(root: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,13 @@ def test_damage_to_the_files_of_a_set_is_refused_by_name(tmp_path: Path, case: s
         epoch(tmp_path, "raise")
 
 
+def test_the_folder_of_several_splits_names_them(tmp_path: Path) -> None:
+    write(tmp_path / "train")
+    write(tmp_path / "test")
+    with pytest.raises(ShardError, match=f"give {tmp_path / 'test'} or {tmp_path / 'train'}"):
+        ShardSet.open(tmp_path)
+
+
 def test_a_flipped_byte_in_a_header_costs_nothing_and_is_found(tmp_path: Path) -> None:
     """The index knows where each payload lies: a damaged header, webdataset's silent end of a shard, is not met."""
     write(tmp_path)
