@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,12 +11,11 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clip_med.data.loader import eval_batches
 from clip_med.data.shards import ShardSet
 from clip_med.knowledge.prompts import ClassPrompts
 from clip_med.models.config import HFTower
 from clip_med.models.dual_encoder import DualEncoder
-from clip_med.models.features import Precision, evaluating, of_images
+from clip_med.models.features import Precision, of_samples
 from clip_med.models.image_tokens import features_and_tokens
 from clip_med.models.query_decoder import QueryDecoder
 from clip_med.models.text_only import TextOnly
@@ -81,22 +79,17 @@ def query_answers(
         ValueError: a model without decoder, a damaged sample, or a logit that is not finite.
     """
     decoder = _decoder(encoder)
-    rows: list[Tensor] = []
-    done = 0
-    batches = eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers)
-    with evaluating(encoder, precision), closing(batches):
-        for batch in batches:
-            answers = of_images(
-                encoder, batch.images, lambda part: decoder(features_and_tokens(encoder, part)[1], queries.rows)
-            ).double()
-            if not bool(answers.isfinite().all()):
-                first = int((~answers.isfinite()).any(dim=1).nonzero()[0])
-                raise ValueError(f"{shards.tar(int(batch.indices[first]))}: {batch.keys[first]}: answer is not finite")
-            rows.append(answers)
-            done += len(batch)
-            if on_progress is not None:
-                on_progress(done, len(indices))
-    return torch.cat(rows).numpy()
+    return of_samples(
+        encoder,
+        shards,
+        indices,
+        lambda images: decoder(features_and_tokens(encoder, images)[1], queries.rows),
+        what="answer",
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        on_progress=on_progress,
+    ).astype(np.float64)
 
 
 def _decoder(encoder: DualEncoder) -> QueryDecoder:

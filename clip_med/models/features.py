@@ -41,19 +41,50 @@ def image_features(
         ValueError: a damaged sample, or one whose feature is not finite (it would drop out of means unseen); each by
             shard and key.
     """
+    return of_samples(
+        encoder,
+        shards,
+        indices,
+        encoder.encode_image,
+        what="the image feature",
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        on_progress=on_progress,
+    )
+
+
+def of_samples(
+    encoder: DualEncoder,
+    shards: ShardSet,
+    indices: Sequence[int],
+    ask: Callable[[Tensor], Tensor],
+    *,
+    what: str,
+    batch_size: int = 128,
+    workers: int = 0,
+    precision: Precision = "fp32",
+    on_progress: Progress | None = None,
+) -> Float32[np.ndarray, "N W"]:
+    """What `ask` says of the images of the samples `indices`, in their order; see `of_images`.
+
+    Args:
+        what: it is called in errors.
+
+    Raises:
+        ValueError: a damaged sample, or one of which something is said that is not finite; each by shard and key.
+    """
     rows: list[np.ndarray] = []
     done = 0
     batches = eval_batches(shards, indices, encoder.preprocess, batch_size=batch_size, workers=workers)
     with evaluating(encoder, precision), closing(batches):
         for batch in batches:
-            features = image_rows(encoder, batch.images).numpy()
-            wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
+            said = _of_images(encoder, batch.images, ask).float().numpy()
+            wrong = np.flatnonzero(~np.isfinite(said).all(axis=1))
             if len(wrong):
                 first = int(wrong[0])
-                raise ValueError(
-                    f"{shards.tar(int(batch.indices[first]))}: {batch.keys[first]}: the image feature is not finite"
-                )
-            rows.append(features)
+                raise ValueError(f"{shards.tar(int(batch.indices[first]))}: {batch.keys[first]}: {what} is not finite")
+            rows.append(said)
             done += len(batch)
             if on_progress is not None:
                 on_progress(done, len(indices))
@@ -62,10 +93,10 @@ def image_features(
 
 def image_rows(encoder: DualEncoder, images: UInt8[Tensor, "B 3 S S"]) -> Float32[Tensor, "B D"]:
     """Unit rows on the CPU for images that lie there, by an encoder on any device; under `evaluating`."""
-    return of_images(encoder, images, encoder.encode_image).float()
+    return _of_images(encoder, images, encoder.encode_image).float()
 
 
-def of_images(
+def _of_images(
     encoder: DualEncoder, images: UInt8[Tensor, "B 3 S S"], ask: Callable[[Tensor], Tensor]
 ) -> Float[Tensor, "B ..."]:
     """What `ask` says of images on the encoder's device, whole or in pieces; both lie on the CPU."""
@@ -168,6 +199,6 @@ __all__ = [
     "grouped_text_features",
     "image_features",
     "image_rows",
-    "of_images",
+    "of_samples",
     "text_features",
 ]
